@@ -87,9 +87,7 @@ def main() -> None:
             return float(given.clips / (time.perf_counter() - start))
 
         packed, bare = pairs_of(
-            lambda: rate(*ours),
-            lambda: rate(__file__, "floor", source, out, str(workers)),
-            given.repeats,
+            lambda: rate(*ours), lambda: rate(__file__, "floor", source, out, str(workers)), given.repeats
         )
     for what, unit, values in (
         ("floor: decode + resample + write", "clips/s", bare),

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import torch
 from measure import arguments, pairs_of, record, seconds_of
+from step import begun
 from torch import Tensor
 
 from unfused_fast.commands.demo import width_values
@@ -26,22 +27,20 @@ from unfused_fast.methods.moco import MOST_KEYS
 from unfused_fast.methods.swav import MOST_ROWS
 from unfused_fast.models import KeyQueue
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.stages.pretraining import pretrainer
-from unfused_fast.training import Options, Run, Trainer, autocast, full_precision, prepare_for, quietly
+from unfused_fast.training import Trainer, autocast, full_precision, prepare_for, quietly
 from unfused_fast.training.optim import build_optimizer
 
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 
 
-def begun(config: Config, shards: ShardSet, out: Path, device: torch.device) -> tuple[Method, Trainer, list[Batch]]:
-    """`train pretrain` at the beginning of epoch 2, from which on all parts of each method work, and its batches."""
-    options = Options(device, compile=False)
-    method, trainer = pretrainer(config, shards, options, Run(out, "pretrain", config, shards, options))
+def in_second_epoch(
+    config: Config, shards: ShardSet, out: Path, device: torch.device
+) -> tuple[Method, Trainer, list[Batch]]:
+    """`train pretrain` in epoch 2, from which on all parts of each method work, and its batches."""
+    method, trainer = begun(config, shards, out, device)
     for queue in [module for module in method.modules() if isinstance(module, KeyQueue)]:
         queue.keys = KeyQueue(MOST_ROWS if config.method.name == "swav" else MOST_KEYS, queue.keys.shape[1]).keys
     method.to(device)
-    trainer.start()
-    trainer.begin_epoch(1)
     for batch in trainer.batches(1):
         trainer.train_batch(batch)
     trainer.begin_epoch(2)
@@ -69,7 +68,7 @@ def step_and_bare(
     """Clips a second of a step and of the bare network, and what passes through the encoder in both."""
     size = int(config.train.batch_size)
     with tempfile.TemporaryDirectory() as name, quietly(), full_precision(config, device), freed_memory_kept(device):
-        method, trainer, held = begun(config, shards, Path(name) / "run", device)
+        method, trainer, held = in_second_epoch(config, shards, Path(name) / "run", device)
         batches, augment = cycle(held), trainer.augment
         assert augment is not None
         bare = prepare_for(method.build(config), device).train()
@@ -122,7 +121,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         shards = synthetic_set(Path(name), 8 * given.batch_size, 1.5)
         for amp, method in product(given.precisions, given.methods):
-            values = {**heads, "train.amp": amp, "train.batch_size": size, "data.store": "resident"}
+            values = {**heads, "train.amp": amp, "train.batch_size": size}
             if method in READ_BY["cluster.k"]:
                 values["cluster.k"] = min(128 if method == "slicer" else 512, 8 * size)
             config = with_values(preset("recommended", "pretrain", method), values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,8 +112,3 @@ def values_of(chosen: Mapping[str, Any], recipe: Config) -> dict[str, Any]:
             number = found[axis.field] * picked
             found[axis.field] = round(number) if isinstance(found[axis.field], int) else float(f"{number:.3g}")
     return {name: value for name, value in found.items() if value != before[name]}
-
-
-def axes_of(method: MethodName, named: Sequence[str]) -> list[str]:
-    """The axes of a search: those named, or all of the method that are not COSTLY."""
-    return [*named] if named else [*SPACES[method]]

@@ -85,7 +85,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         shards = synthetic_set(Path(name), given.steps * size, 2.0)
         for width, amp in product(given.width, given.precisions):
-            config = with_values(Config(), {**width_values(width), "train.amp": amp, "train.batch_size": size})
+            values = {"train.amp": amp, "train.batch_size": size, "cluster.k": min(512, given.steps * size)}
+            config = with_values(Config(), {**width_values(width), **values})
             settings = {"width": width, "batch": size, "amp": amp}
             for mode in given.modes:
                 compiles = mode != "none"

@@ -60,12 +60,7 @@ COMPARED = [
 ]
 """Which differences the page shows: each encoder beside its own architecture untrained, stages, log-mel."""
 QUICK = DemoSize(seeds=1, epochs=1, width=4, clusters=8)
-QUICK_VALUES = {
-    "eval.epochs": 5,
-    "pseudo.n_init": 1,
-    "cluster.iterations": 2,
-    "data.crop_seconds": 0.95,
-}
+QUICK_VALUES = {"eval.epochs": 5, "pseudo.n_init": 1, "cluster.iterations": 2, "data.crop_seconds": 0.95}
 
 
 def main() -> None:

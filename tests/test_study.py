@@ -189,7 +189,7 @@ def test_quick_runs_everything_and_makes_nothing_twice(
 ) -> None:
     out = tmp_path / "out"
     flags = ["--quick", "--shards", tones, "--device", "cpu", "--deviations", "linear", "--search"]
-    flags += ["--set", "data.crop_seconds=0.3"]
+    flags += ["--set", "data.crop_seconds=0.3", "--set", "model.encoder=audiontt"]
     monkeypatch.setattr(sys, "argv", ["study", "--out", *map(str, [out, "--page", tmp_path / "page.md", *flags])])
     monkeypatch.setattr(study_search, "SEARCHED", {"pseudo.k": [2], "distill.init": ["random"]})
     study.main()

@@ -61,6 +61,12 @@ class Frames:
     other: bytes = b""
     """First header of frames of another rate or channel count that follow these and are not counted; empty: none do."""
 
+    def add(self, place: int, size: int) -> None:
+        """Counts a frame."""
+        start = self.runs.pop()[0] if self.runs and self.runs[-1][1] == place else place
+        self.runs.append((start, place + size))
+        self.count += 1
+
     @property
     def frame_samples(self) -> int:
         """Samples of a frame, per channel: 1152 of MPEG-1, 576 of MPEG-2 and 2.5."""
@@ -131,7 +137,7 @@ def _counted(file: BinaryIO, end: int) -> Frames | None:
     found: Frames | None = None
     sizes: dict[bytes, int] = {}
     place = first = behind_tags(file)
-    base, data, start = place, b"", -1
+    base, data, follows = place, b"", False  # follows: a frame of this kind ends here
     while place + 4 <= end:
         offset = place - base
         if offset + _LOOK_BYTES > len(data) and base + len(data) < end:
@@ -139,7 +145,7 @@ def _counted(file: BinaryIO, end: int) -> Frames | None:
             base, offset, data = place, 0, file.read(BLOCK_BYTES)
             if len(data) < 4:
                 break
-        if found is not None and start >= 0:
+        if found is not None and follows:
             header = data[offset : offset + 4]
             size = sizes.get(header)
             if size is None:
@@ -147,15 +153,12 @@ def _counted(file: BinaryIO, end: int) -> Frames | None:
             if size and place + size <= end:
                 tag = offset + _tag_offset(header)
                 if data.startswith((b"Xing", b"Info"), tag) or data.startswith(b"VBRI", offset + 36):
-                    _close(found, start, place)
                     _note_header(found, data[tag : offset + size])
-                    start = place + size
                 else:
-                    found.count += 1
+                    found.add(place, size)
                 place += size
                 continue
-            _close(found, start, place)
-            start = -1
+            follows = False
         if size := tag_bytes(data[offset : offset + 32]):
             place += size
             continue
@@ -173,18 +176,11 @@ def _counted(file: BinaryIO, end: int) -> Frames | None:
         if not _followed(data, match.start(), 1 if known else 3):
             place += 1
         elif known:
-            found, start = found or Frames(header), place
+            found, follows = found or Frames(header), True
         elif found is not None:
             found.other = header
             break
-    if found is not None and start >= 0:
-        _close(found, start, place)
     return found if found is not None and found.count else None
-
-
-def _close(found: Frames, start: int, stop: int) -> None:
-    if stop > start:
-        found.runs.append((start, stop))
 
 
 def _followed(data: bytes, offset: int, times: int) -> bool:
@@ -200,7 +196,7 @@ def _followed(data: bytes, offset: int, times: int) -> bool:
 
 def _note_header(found: Frames, tag: bytes) -> None:
     """Takes the count from a Xing or Info frame that is the first, and the delay; the padding from any."""
-    first = not found.runs and not found.count
+    first = not found.count
     if tag[:4] not in (b"Xing", b"Info") or len(tag) < 8:
         return
     flags = tag[7]

@@ -31,7 +31,7 @@ AT_ONCE_BYTES = 1 << 22
 decoded, so that its bytes are read once; of larger ones by probe(). Ours: most clips are smaller, and of a long
 recording many pieces are decoded."""
 
-UNVERIFIED = ("IRCAM", "MAT4", "MAT5", "MPC2K", "PAF", "PVF", "SD2", "SDS", "WVE", "XI")
+UNVERIFIED = ("AVR", "IRCAM", "MAT4", "MAT5", "MPC2K", "PAF", "PVF", "SD2", "SDS", "SVX", "VOC", "WVE", "XI")
 """Formats that are not packed. Ours: they are rare, their headers do not declare a length or libsndfile does not heed
 it, and half a file, or two in one, would be taken for a whole one."""
 

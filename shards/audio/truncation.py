@@ -25,18 +25,17 @@ MOST_PADDING_BYTES = 1 << 24
 MOST_GAP_BYTES = 1 << 20
 """How far past other data the next Ogg page is searched. Ours: tags with a picture are smaller."""
 AS_FILES = "save each recording in a separate file"
-_MAGICS = (b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd", b"caff", b"riff", b"NIST", b"2BIT", b"Crea")
-_READ_ON = re.compile(rb"riff|NIST|2BIT|Crea|FORM....(?:8SVX|16SV)", re.DOTALL)
-"""W64, NIST, AVR, VOC and SVX: formats of which libsndfile reads up to the end of the file, whatever their headers
-declare."""
+_MAGICS = (b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd", b"caff", b"riff", b"NIST")
+_READ_ON = (b"riff", b"NIST")
+"""W64 and NIST, of which libsndfile reads up to the end of the file, whatever their headers declare."""
 _W64_GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")
 """What follows the four letters of a W64 chunk's name, but for the first, `riff`."""
-_FLAC = b"fLaC\0\0\0\x22"
+_FLAC = re.compile(rb"fLaC\0\0\0\x22")
 """How a FLAC begins: its mark, and the header of STREAMINFO. Source: RFC 9639."""
 SCANNED_BYTES = 1 << 20
 _PAGE_HEADER_BYTES = 27
 _HEAD_BYTES = 1024
-"""The header of a NIST, and more than those of AU, AVR and most VOC."""
+"""The header of a NIST, and more than that of AU."""
 
 
 def ogg_streams(file: BinaryIO) -> tuple[int, bool]:
@@ -67,23 +66,18 @@ def ogg_streams(file: BinaryIO) -> tuple[int, bool]:
 def second_flac(file: BinaryIO) -> int | None:
     """Where another FLAC begins after the first, in bytes; None: nowhere."""
     file.seek(0)
-    place, found, kept = 0, False, b""
-    while block := file.read(SCANNED_BYTES):
+    place, starts, kept = 0, list[int](), b""
+    while len(starts) < 2 and (block := file.read(SCANNED_BYTES)):
         block = kept + block
-        start = block.find(_FLAC)
-        while start >= 0:
-            if found:
-                return place + start
-            found = True
-            start = block.find(_FLAC, start + 1)
-        kept = block[1 - len(_FLAC) :]
+        starts += [place + match.start() for match in _FLAC.finditer(block)]
+        kept = block[-7:]  # a byte less than is searched for
         place += len(block) - len(kept)
-    return None
+    return starts[1] if len(starts) > 1 else None
 
 
 @dataclass(frozen=True)
 class _SoundChunk:
-    """Where the samples of a WAV, RF64, AIFF, SVX, AU, CAF, W64, NIST, AVR or VOC file are."""
+    """Where the samples of a WAV, RF64, AIFF, AU, CAF, W64 or NIST file are."""
 
     format: bytes
     """Of RIFF and RF64, the chunk that describes the encoding of the samples, header included."""
@@ -116,7 +110,7 @@ def with_its_end(file: io.BufferedReader) -> io.BufferedReader | None:
     if 0 < sound.there < sound.declared - SLACK_BYTES and sound.declared not in STREAMED_BYTES:
         raise Rejected(Reason.DAMAGED, f"ends after {sound.there} of {sound.declared} bytes of samples")
     if sound.rest <= REST_BYTES:
-        if sound.declared >= sound.there or not _READ_ON.match(head):
+        if sound.declared >= sound.there or not head.startswith(_READ_ON):
             return None
         return io.BufferedReader(_Spliced(b"", file, 0, sound.start + sound.declared))
     if sound.rest_begins in _MAGICS:
@@ -152,8 +146,7 @@ def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
     magic, kind, end = head[:4], head[8:12], file.seek(0, io.SEEK_END)
     if (found := _without_chunks(head)) is not None:
         return _with_rest(file, end, b"", *found, sum(found))
-    forms = {b"WAVE": b"data", b"AIFF": b"SSND", b"AIFC": b"SSND", b"8SVX": b"BODY", b"16SV": b"BODY"}
-    name = forms.get(kind, b"")
+    name = {b"WAVE": b"data", b"AIFF": b"SSND", b"AIFC": b"SSND"}.get(kind, b"")
     order: Literal["big", "little"] = "big" if magic in (b"RIFX", b"FORM", b"caff") else "little"
     place, wide, even = 12, 8, 2
     if magic in (b"caff", b"riff"):
@@ -190,30 +183,14 @@ def _sound_chunk(file: BinaryIO, head: bytes) -> _SoundChunk | None:
 
 
 def _without_chunks(head: bytes) -> tuple[int, int] | None:
-    """(Where the samples of an AU, NIST, AVR or VOC begin, their bytes by its header); None: it does not say.
-
-    Source: NIST's SPHERE; of AVR and VOC, as libsndfile writes them. Of a VOC in several blocks, the first
-    counts, with the zero that ends the file.
-    """
+    """(Where the samples of an AU or NIST begin, their bytes by its header); None: it does not say."""
     if head[:4] == b".snd":
         start, size = (int.from_bytes(head[place : place + 4], "big") for place in (4, 8))
         return None if size == 0xFFFFFFFF else (start, size)
-    if head[:4] == b"2BIT":
-        stereo, bits, frames = (
-            int.from_bytes(head[place:stop], "big") for place, stop in ((12, 14), (14, 16), (26, 30))
-        )
-        return 128, frames * (2 if stereo else 1) * (bits // 8)
     if (sphere := re.match(rb"NIST_1A\n *(\d+)\n", head)) is not None and b",embedded" not in head:
         fields = dict(re.findall(rb"^(\w+) -i (\d+)", head, re.MULTILINE))
         counts = [int(fields.get(name, 0)) for name in (b"sample_count", b"channel_count", b"sample_n_bytes")]
         return (int(sphere[1]), math.prod(counts)) if all(counts) else None
-    if head[:4] == b"Crea":
-        place = int.from_bytes(head[20:22], "little")
-        while block := head[place : place + 4]:
-            fields_bytes, size = {1: 2, 9: 12}.get(block[0]), int.from_bytes(block[1:], "little")
-            if fields_bytes is not None:
-                return place + 4 + fields_bytes, max(0, size - fields_bytes) + 1
-            place += 4 + size
     return None
 
 

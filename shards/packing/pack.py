@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from unfused_fast.console import counted
 from unfused_fast.errors import UserError
@@ -26,9 +27,10 @@ from unfused_fast.shards.packing.finish import Assembly, Contents, PackResult, S
 from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.packing.layout import Plan, PlannedShard, plan_pieces, plan_shards, share
 from unfused_fast.shards.packing.options import Codec, PackOptions, request_of
-from unfused_fast.shards.packing.pack_shard import ProbeJob, Rejection, ShardJob
+from unfused_fast.shards.packing.pack_shard import DoneShard, ProbeJob, Rejection, ShardJob
 from unfused_fast.shards.packing.upload import destination, part_folder
 from unfused_fast.shards.packing.workers import Pool, Workers, worker_count
+from unfused_fast.shards.sets.table import DONE_SCHEMA
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -205,8 +207,9 @@ def _make_shards(
     adding = deque(background.submit(assembly.add, made) for made in there)
     try:
         report()
-        for job, made in pool.answers(jobs, report):
+        for job, (columns, lost, size) in pool.answers(jobs, report):
             assert isinstance(job, ShardJob)
+            made = DoneShard(job.name, pa.table(columns, DONE_SCHEMA), lost, size)
             journal.publish(job.tar, made)
             adding.append(background.submit(assembly.add, made))
             while adding and (adding[0].done() or len(adding) > NUMBERING_BEHIND):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,10 @@ from unfused_fast.shards.sets.table import DONE_SCHEMA, NO_LABEL
 from unfused_fast.shards.sources.location import ByteLocation, Location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Columns = dict[str, list[Any]]
+"""Values by the names of DONE_SCHEMA."""
 Rejection = tuple[str, int, str]
 """Name of the file, number of the piece, text for rejected.csv."""
 
@@ -37,14 +41,7 @@ class ProbeJob:
 
     def answer(self, bad: Bad, at: At) -> list[Probe | Rejected]:
         """A probe or a rejection for each file."""
-        answers: list[Probe | Rejected] = []
-        for item, file in enumerate(self.files):
-            at(item, file.size if isinstance(file, ByteLocation) else 0)
-            try:
-                answers.append(bad[item] if item in bad else probe(file, self.longest_seconds))
-            except Rejected as rejected:
-                answers.append(rejected)
-        return answers
+        return _each(self.files, bad, at, lambda file: probe(file, self.longest_seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +53,18 @@ class DecodeJob:
 
     def answer(self, bad: Bad, at: At) -> list[NDArray[np.int16] | Rejected]:
         """The samples of each piece at 16 kHz, or why they cannot be read."""
-        answers: list[NDArray[np.int16] | Rejected] = []
-        for item, piece in enumerate(self.pieces):
-            at(item)
-            try:
-                answers.append(bad[item] if item in bad else decode_samples(*piece))
-            except Rejected as rejected:
-                answers.append(rejected)
-        return answers
+        return _each(self.pieces, bad, at, lambda piece: decode_samples(*piece))
+
+
+def _each(items: Sequence[Item], bad: Bad, at: At, read: Callable[[Item], Result]) -> list[Result | Rejected]:
+    answers: list[Result | Rejected] = []
+    for number, item in enumerate(items):
+        at(number, item.size if isinstance(item, ByteLocation) else 0)
+        try:
+            answers.append(bad[number] if number in bad else read(item))
+        except Rejected as rejected:
+            answers.append(rejected)
+    return answers
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,14 @@ class ShardJob:
     minimum_samples: int
     label_names: Sequence[str]
 
-    def answer(self, bad: Bad, at: At) -> DoneShard:
-        """Decodes the pieces and writes them in order."""
+    def answer(self, bad: Bad, at: At) -> tuple[Columns, list[Rejection], int]:
+        """Decodes the pieces and writes them in order -> what is known of the clips, rejections, DoneShard.bytes.
+
+        Ours: no table, because to make one pyarrow imports pandas where that is installed, which takes a process longer
+        than a small shard.
+        """
         numbers = {name: number for number, name in enumerate(self.label_names)}
-        columns: dict[str, list[Any]] = {name: [] for name in DONE_SCHEMA.names}
+        columns: Columns = {name: [] for name in DONE_SCHEMA.names}
         rejected: list[Rejection] = []
         writer = ShardWriter(self.tar)
         try:
@@ -113,9 +118,9 @@ class ShardJob:
         except BaseException:
             writer.give_up()
             raise
-        return DoneShard(self.name, pa.table(columns, DONE_SCHEMA), rejected, size if writer.clips else 0)
+        return columns, rejected, size if writer.clips else 0
 
-    def _add(self, writer: ShardWriter, piece: Piece, numbers: dict[str, int], columns: dict[str, list[Any]]) -> None:
+    def _add(self, writer: ShardWriter, piece: Piece, numbers: dict[str, int], columns: Columns) -> None:
         """Writes one clip and its row of the clips table. Raises Rejected."""
         row = piece.row
         decoded = decode_piece(row.path, piece.frames, piece.start, piece.stop)

@@ -132,8 +132,6 @@ def _local_part(name: str) -> Part:
     file, lock = Path(name).open("rb", buffering=0), Lock()  # noqa: SIM115  open as long as the part
 
     def read_at(position: int, count: int) -> bytes:
-        if hasattr(os, "pread"):
-            return os.pread(file.fileno(), count, position)
         with lock:
             file.seek(position)
             return file.read(count)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def saved_rows(source: Path | str, choice: Mapping[str, str], note: OnMessage = 
     """
     title = str(source)
     if unknown := [name for name in choice if name not in OPTIONS]:
-        raise UserError(f"--option {unknown[0]}: of a data set of `datasets` there are {', '.join(OPTIONS)}")
+        raise UserError(f"--option {unknown[0]}: no such option; a data set of `datasets` has {', '.join(OPTIONS)}")
     with importing("datasets", "datasets", title, "pip install '.[hub]'"):
         import datasets
         from huggingface_hub.errors import HfHubHTTPError
@@ -93,7 +94,7 @@ def saved_rows(source: Path | str, choice: Mapping[str, str], note: OnMessage = 
         row for name, split in splits.items() for row in _rows(split, columns, re.sub(r"\W", "_", renamed[name]), title)
     ]
     if not rows:
-        raise UserError(f"{title}: no rows in it")
+        raise UserError(f"{title}: no rows in it; name a set with recordings")
     return numbered_names(rows)
 
 
@@ -124,12 +125,12 @@ def _columns(datasets: Any, title: str, features: Any, choice: Mapping[str, str]
     for option, name in choice.items():
         if option != "config" and name not in features and (option, name) != ("label", "none"):
             raise UserError(f"--option {option}={name}: {title} has no such column; it has {', '.join(features)}")
-    audio = [name for name, kind in features.items() if isinstance(kind, datasets.Audio)]
-    if "audio" in choice:
-        audio = [choice["audio"]] if choice["audio"] in audio else []
+    found = [name for name, kind in features.items() if isinstance(kind, datasets.Audio)]
+    audio = [name for name in found if name == choice.get("audio", name)]
     if len(audio) != 1:
-        there = f"{', '.join(audio)} are; choose one with --option audio=NAME" if audio else "there is none"
-        raise UserError(f"{title}: one column has to be of audio, and {there}; columns: {', '.join(features)}")
+        advice = "choose one with --option audio=NAME" if found else "save the recordings in a column of type Audio"
+        there = f"{', '.join(found) or 'none'} among {', '.join(features)}"
+        raise UserError(f"{title}: one column of audio is needed, found {there}; {advice}")
 
     def classes(name: str) -> Sequence[str] | None:
         kind = getattr(features[name], "feature", features[name])  # of a list, its elements
@@ -156,27 +157,31 @@ def _rows(split: Any, columns: _Columns, name: str, title: str) -> Iterator[Sour
     if split._indices is not None:
         raise UserError(f"{title}: its rows are in another order than its files have; save it with save_to_disk first")
     wanted = [one for one in (columns.label, columns.group, columns.fold) if one is not None]
-    number = 0
+    if lacking := [one for one in (columns.audio, *wanted) if one not in split.features]:
+        raise UserError(
+            f"{title}: split {name} has no column {lacking[0]}, which the first split has; add it there, or choose "
+            f"columns that all splits have, such as with --option label=none"
+        )
+    number = count()
     for file in split.cache_files:
         for batch, places in _batches(Path(file["filename"]), columns.audio):
             values = {one: batch.column(one).to_pylist() for one in wanted}
             for row, (location, path) in enumerate(places):
-                own = {one: values[one][row] for one in wanted}
-                label = None if columns.label is None else own[columns.label]
-                several = isinstance(label, list)
-                names = [_label(one, columns.classes) for one in (label if isinstance(label, list) else [label])]
-                group = None if columns.group is None or own[columns.group] is None else str(own[columns.group])
-                last = in_unicode(Path(path).name) if path else f"{number:09}"
+                own: dict[str | None, Any] = {one: values[one][row] for one in wanted}
+                label, group, fold = (own.get(one) for one in (columns.label, columns.group, columns.fold))
+                several = label if isinstance(label, list) else None
+                names = [_label(one, columns.classes) for one in ([label] if several is None else several)]
+                place = next(number)
+                last = in_unicode(Path(path).name) if path else f"{place:09}"
                 yield SourceRow(
                     location,
                     f"{name}/{last}",
-                    None if several else names[0],
+                    names[0] if several is None else None,
                     name,
-                    group,
-                    None if columns.fold is None else own[columns.fold],
-                    tuple(dict.fromkeys(filter(None, names))) if several else (),
+                    None if group is None else str(group),
+                    fold,
+                    () if several is None else tuple(dict.fromkeys(filter(None, names))),
                 )
-                number += 1
 
 
 def _label(value: Any, classes: Sequence[str] | None) -> str | None:

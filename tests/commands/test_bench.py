@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from method_kinds import DECARS, KINDS
 from torch.utils.benchmark import Timer
 
 from unfused_fast.commands.measure import machine, parts
+from unfused_fast.commands.measure.estimate import hollow, step_cost
 from unfused_fast.commands.measure.parts import PARTS, Bench, Measured, limit
 from unfused_fast.config.fields import Config
+from unfused_fast.config.presets import preset, with_values
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.training.options import Options
 
@@ -90,6 +93,22 @@ def test_a_part_of_some_epochs_counts_nothing_in_the_others(tones: Path, monkeyp
         "share of load": [25.0, 50.0],
         "share of cluster": [0.0, 25.0],
     }
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *DECARS])
+def test_a_step_of_every_method_has_the_operations_that_a_plan_counts(
+    tones: Path, tiny_any: list[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(Bench, "rates", lambda _, run: [float(run() is None)])
+    monkeypatch.setattr(Bench, "matmul_rate", 1e9)
+    monkeypatch.setattr(Bench, "copy_rate", 1e9)
+    method, values = {**KINDS, **DECARS}[kind]
+    given = dict(item.split("=") for item in [*tiny_any, *values.split()] if "=" in item)
+    config = with_values(preset("recommended", "pretrain", method), given)
+    measured = Bench(open_shards(tones), config, Options(torch.device("cpu"), compile=False), quick=True)
+    (views,), (step, _) = PARTS["views"](measured), PARTS["step"](measured)
+    assert f"{measured.method.views} view" in views.what and step.floor is not None
+    assert 1e9 / step.floor == pytest.approx(step_cost(hollow(config, 60))[0], rel=0.02)
 
 
 @pytest.mark.parametrize(("values", "made"), [([], "1 view"), (["--set", "bank.view=separate"], "2 views")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,11 +15,13 @@ import torch
 from outcomes import refused
 
 from unfused_fast.commands.measure import estimate
+from unfused_fast.commands.measure import rates as measure_rates
 from unfused_fast.config.fields import Config
+from unfused_fast.config.methods import MethodName
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.models.audiontt import PretrainNetwork
-from unfused_fast.models.cost import step_bytes, step_cost
+from unfused_fast.models.cost import step_bytes
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sources.source_rows import source_rows
 from unfused_fast.stages import pretrain
@@ -188,9 +190,41 @@ def test_several_devices_share_a_step(cli: Cli) -> None:
 def test_every_preset_has_a_plan(cli: Cli, rates: Path, preset: str) -> None:
     made = planned(cli, "--clips", 5000, "--rates", rates, "--device", "a100", "--preset", preset)
     assert made["hours"] > 0
-    other = cli("plan", "--clips", 100, "--device", "h100", "--set", "method.name=byol")
-    assert other.code == 1 and "bench and plan know decar-v2 only, and decar-v1 with --preset" in other.error
     assert "cluster.k = 4000" in cli("plan", "--clips", 100, "--device", "h100", "--set", "cluster.k=4000").error
+
+
+@pytest.mark.parametrize("method", get_args(MethodName))
+def test_every_method_has_a_plan(cli: Cli, rates: Path, method: str) -> None:
+    made = planned(cli, "--clips", 5000, "--rates", rates, "--device", "a100", "--method", method)
+    clusters, table = method in ("decar-v1", "decar-v2"), dict(made["device"])
+    assert made["hours"] > 0 and made["flops_per_clip"] > 1e8
+    assert ("memory bank" in table) == ("first pass of the bank" in made["once"] or method == "decar-v1") == clusters
+    queue = {"moco": 2500, "slicer": 2500, "delores-m": 2500, "swav": 2 * 2500}.get(method, 0)
+    beside = table.get("queues, networks that follow", 0)
+    follows = method in ("moco", "byol", "slicer", "delores-m")
+    network = table["network, gradients, optimiser"] / 3  # beside it two moments of AdamW
+    assert beside >= queue * 128 * 4 + follows * network / 8 and (beside > 0) == bool(queue or follows)
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "k", "queue"),
+    [
+        ("decar-v2", "paper", ("auto",), 65536),
+        ("moco", "authors", (512,), "auto"),
+        ("slicer", "recommended", (128,), "auto"),
+    ],
+)
+def test_what_is_measured_here_fits_a_small_set(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, method: str, preset: str, k: tuple[Any, ...], queue: Any
+) -> None:
+    seen = list[Config]()
+    monkeypatch.setattr(measure_rates, "synthetic_set", lambda _, clips, seconds: clips)
+    monkeypatch.setattr(measure_rates, "Bench", lambda clips, config, *_, **__: seen.append(config))
+    for part in ("loader", "step", "epoch"):
+        monkeypatch.setattr(measure_rates, part, lambda bench: iter(()))
+    monkeypatch.setattr(measure_rates, "rates_of", lambda *_: measure_rates.Rates("none", 1.0, 1.0, {}, None))
+    planned(cli, "--device", "cpu", "--method", method, "--preset", preset)
+    assert (seen[0].cluster.heads, seen[0].method.queue) == (k, queue)
 
 
 @pytest.mark.parametrize(
@@ -261,18 +295,24 @@ def test_the_peak_of_a_step_is_within_what_auto_leaves(precision: str) -> None:
 def test_a_step_costs_what_it_costs_on_real_tensors() -> None:
     """Beside the paper's encoder by hand: 137.2 million products a view (64 x 96), four of them, and its projector."""
     config = Config()
-    flops, kept_bytes = step_cost(config, 512)
+
+    def cost(config: Config) -> tuple[int, int]:
+        return estimate.step_cost(estimate.hollow(config, 1000))
+
+    flops, kept_bytes = cost(config)
     encoder, projector, scores = 137.2e6, 2048 * 2048 + 2048 * 512, 512 * 512
     first_layer = 64 * 9 * 64 * 96  # its input needs no gradient
     assert flops == pytest.approx(2 * (4 * (encoder + projector) + 2 * scores - first_layer), rel=0.01)
     one_view = with_values(config, {"bank.view": "training"})
-    fewer = step_cost(one_view, 512)[0]
-    assert fewer == pytest.approx(2 * (3 * (encoder + projector) + 2 * scores - first_layer), rel=0.01)
+    assert cost(one_view)[0] == pytest.approx(2 * (3 * (encoder + projector) + 2 * scores - first_layer), rel=0.01)
     three = with_values(one_view, {"loss.instance": "simclr", "views.local": 1, "views.local_seconds": 0.47})
     parts = (encoder / 2 + projector, encoder + projector, encoder + projector)  # 48 frames, and 96 twice
     more = 2 * (3 * sum(parts) + 3 * 2 * scores - 2.5 * first_layer)
-    assert step_cost(three, 512)[0] == pytest.approx(more, rel=0.01)
+    assert cost(three)[0] == pytest.approx(more, rel=0.01)
     assert step_bytes(three, 3 * 8) == pytest.approx(2.5 * step_bytes(one_view, 8), rel=0.02)
+    moco = with_values(preset("recommended", "pretrain", "moco"), {"model.projector": "batchnorm"})
+    queries = 2 * (4 * (encoder + 2048 * 2048 + 2048 * 128) - first_layer + 2 * 500 * 128)  # keys without gradient
+    assert cost(moco)[0] == pytest.approx(queries, rel=0.01)
     network, kept = PretrainNetwork(config), dict[int, int]()
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -285,9 +325,9 @@ def test_a_step_costs_what_it_costs_on_real_tensors() -> None:
     assert 8 * kept_bytes == pytest.approx(sum(kept.values()) - weights, rel=0.05)
     parameters = sum(parameter.nbytes for parameter in network.parameters())
     buffers = sum(buffer.nbytes for buffer in network.buffers())
-    assert estimate.network_bytes(config) == (2 * parameters + buffers, parameters)
     adam = with_values(config, {"optim.name": "adamw"})
-    assert estimate.network_bytes(adam) == (3 * parameters + buffers, parameters)
+    for made, copies in ((config, 2), (adam, 3)):
+        assert estimate.network_bytes(estimate.hollow(made, 1000)) == (copies * parameters + buffers, parameters)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from outcomes import Cli
 
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import PresetName, Stage, flatten, preset, with_values
@@ -30,6 +31,7 @@ SAME_IN_ALL = {
 """Not on the page: BYOL-A's augmentation, DECAR's front end, the paper's section 4, the authors' LARC."""
 
 
+@cache
 def rows() -> dict[tuple[Stage, str], list[Any]]:
     """(stage, option) -> its value in each preset, read as --set reads it."""
     found: dict[tuple[Stage, str], list[Any]] = {}
@@ -53,15 +55,16 @@ def rows() -> dict[tuple[Stage, str], list[Any]]:
 def test_the_page_has_the_presets_values() -> None:
     found = rows()
     assert len(found) > 90
+    presets = {(stage, name): flatten(preset(name, stage)) for stage in get_args(Stage) for name in PRESETS}
     for (stage, option), values in found.items():
-        assert values == [flatten(preset(name, stage))[option] for name in PRESETS], (stage, option)
+        assert values == [presets[stage, name][option] for name in PRESETS], (stage, option)
 
 
 def test_the_page_has_every_option_that_a_preset_changes() -> None:
     for stage in get_args(Stage):
-        on_page = {option for of, option in rows() if of == stage}
+        on_page, plain = {option for of, option in rows() if of == stage}, flatten(Config())
         for values in (flatten(preset(name, stage)) for name in PRESETS):
-            changed = {option for option, value in values.items() if value != flatten(Config())[option]}
+            changed = {option for option, value in values.items() if value != plain[option]}
             unread = {"optim.warmup_epochs"} if values["optim.schedule"] == "constant" else set()
             assert changed <= on_page | unread
             assert {option: values[option] for option in SAME_IN_ALL} == SAME_IN_ALL
@@ -78,7 +81,7 @@ def test_the_authors_encoder_of_distillation_has_a_third_connected_layer() -> No
 
 
 @pytest.mark.parametrize("name", ["paper", "authors", "decar-v1"])
-def test_config_diff_names_each_changed_row(cli: Callable[..., Any], name: PresetName) -> None:
+def test_config_diff_names_each_changed_row(cli: Cli, name: PresetName) -> None:
     done = cli("config", "--preset", name, "--diff", "recommended", "--json")
     assert done.code == 0, done.err
     shown = {(line["stage"], line["field"]): (line[name], line["recommended"]) for line in json.loads(done.out)}
@@ -89,7 +92,7 @@ def test_config_diff_names_each_changed_row(cli: Callable[..., Any], name: Prese
         assert shown[row] == tuple(list(value) if isinstance(value, tuple) else value for value in values), row
 
 
-def test_the_page_explains_where_recommended_leaves_the_paper(cli: Callable[..., Any]) -> None:
+def test_the_page_explains_where_recommended_leaves_the_paper(cli: Cli) -> None:
     """And what that costs is what docs/results/recordings.md has measured."""
     section = PAGE.read_text(encoding="utf-8").split("\n## Where `recommended` leaves the paper")[1].split("\n## ")[0]
     results = (PAGE.parent / "results/recordings.md").read_text(encoding="utf-8")
@@ -103,7 +106,7 @@ def test_the_page_explains_where_recommended_leaves_the_paper(cli: Callable[...,
         assert ", ".join(found) == ("" if measured.startswith("no:") else measured)
 
 
-def test_the_command_says_why_presets_differ(cli: Callable[..., Any]) -> None:
+def test_the_command_says_why_presets_differ(cli: Cli) -> None:
     shown = cli("config", "--preset", "authors", "--diff", "recommended", "--stage", "linear").out
     assert "eval.epochs" in shown and "cluster.k" not in shown and "Source: paper section 4" in shown
     changed = cli("config", "--diff", "recommended", "--stage", "linear", "--set", "eval.epochs=3", "--json")
@@ -125,12 +128,12 @@ def test_the_command_says_why_presets_differ(cli: Callable[..., Any]) -> None:
         (["--method", "decar-v1", "--stage", "linear"], "--stage linear: a method is of pre-training only"),
     ],
 )
-def test_a_method_without_such_values_says_so(cli: Callable[..., Any], flags: list[str], says: str) -> None:
+def test_a_method_without_such_values_says_so(cli: Cli, flags: list[str], says: str) -> None:
     done = cli("config", *flags)
     assert done.code == 1 and says in done.error
 
 
-def test_a_method_brings_its_values(cli: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_method_brings_its_values(cli: Cli, tmp_path: Path) -> None:
     shown = json.loads(cli("config", "--method", "decar-v1", "--set", "optim.lr=0.1", "--json").out)
     wanted = {"method.name": "decar-v1", "cluster.algo": "pic", "optim.lr": 0.1, "optim.weight_decay": 1e-5}
     assert wanted.items() <= shown.items()

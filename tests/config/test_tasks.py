@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
 
 import pytest
+from outcomes import Cli
 
-from unfused_fast.config.tasks import (
-    DECAR_COLUMNS,
-    DECAR_TASKS,
-    LAPE_AVERAGE,
-    LAPE_COLUMNS,
-    LAPE_TASKS,
-    TASKS,
-    chosen_tasks,
-)
+from unfused_fast.config.tasks import DECAR_COLUMNS, DECAR_TASKS, LAPE_COLUMNS, LAPE_TASKS, TASKS, chosen_tasks
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets import DATASETS
 
@@ -27,6 +18,7 @@ VC         40.1 28.9 25.6 31.2 42.5 45.3 33.0 50.0
 NS         74.1 61.3 70.7 66.3 74.7 75.0 69.8 76.4
 US8K       79.1 69.1 70.1 71.2 81.2 82.7 73.2 83.2
 """
+AVERAGE = dict(zip(LAPE_COLUMNS, (None, 66.9, 71.2, 72.1, 79.8, 80.4, 75.8, 81.6), strict=True))
 TABLES_2_AND_3 = {
     "Speaker Id. (LBS)": [4.2, 94.6, 62.5, 97.0, 96.6, 96.2, 97.3, 97.0],
     "Speech Emotion": [52.3, 61.8, 60.5, 62.4, 62.1, 64.0, 63.1, 62.4],
@@ -49,7 +41,7 @@ def test_the_columns_give_the_averages_that_the_paper_prints() -> None:
     for column in LAPE_COLUMNS[1:]:
         numbers = [task.results[column] for task in LAPE_TASKS]
         mean = sum(number for number in numbers if number is not None) / 11
-        assert mean == pytest.approx(LAPE_AVERAGE[column], abs=0.06), column
+        assert mean == pytest.approx(AVERAGE[column], abs=0.06), column
     assert [task.title for task in LAPE_TASKS if task.results["BYOL-A"] is None] == ["SC-V1", "LBS", "IC", "BSD", "TUT"]
 
 
@@ -83,15 +75,11 @@ def test_tasks_are_chosen_by_name() -> None:
         chosen_tasks("us8k,,vc")
 
 
-def test_the_command_lists_them(cli: Callable[..., Any]) -> None:
+def test_the_command_lists_them(cli: Cli) -> None:
     listed = json.loads(cli("tasks", "--json").out)
     assert [task["name"] for task in listed] == list(TASKS)
     (us8k,) = [task for task in listed if task["name"] == "us8k"]
-    assert (us8k["dataset"], us8k["classes"], us8k["by_folds"], us8k["results"]["UnFuSeD"]) == (
-        "urbansound8k",
-        10,
-        True,
-        83.2,
-    )
+    assert (us8k["dataset"], us8k["classes"], us8k["by_folds"]) == ("urbansound8k", 10, True)
+    assert us8k["results"]["UnFuSeD"] == 83.2
     shown = cli("tasks").out
     assert "SC-V2(35)" in shown and "Birdsong Detection" in shown and "1,211" in shown

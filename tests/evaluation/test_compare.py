@@ -9,52 +9,28 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 from miniatures import urbansound
+from outcomes import Cli
 
 from unfused_fast.config.fields import Config
 from unfused_fast.config.methods import MethodName
 from unfused_fast.config.presets import preset, with_values
+from unfused_fast.config.tasks import TASKS
 from unfused_fast.evaluation.compare import common_values, tasks_of
 from unfused_fast.evaluation.compare_report import PRINTED, TITLES, verdict
-from unfused_fast.evaluation.lape_data import task_of
+from unfused_fast.evaluation.lape_data import shards_of, task_of
 from unfused_fast.evaluation.report import spread
+from unfused_fast.evaluation.run_store import read_runs, write_runs
 from unfused_fast.models.cost import encoder_cost
 from unfused_fast.shards.sets.table import open_shards
-from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.training import plots
 
 FLAGS = ["--epochs", 1, "--set", "eval.epochs=5"]
-
-
-@pytest.fixture(scope="module")
-def emotions(
-    tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The train clips of `tone_rows` as a set named as one of the papers' tasks, without a test split."""
-    rows = [replace(row, label=f"{row.label} or not") for row in tone_rows if row.split == "train"]
-    return pack_rows(rows, tmp_path_factory.mktemp("sets") / "ic")
-
-
-@pytest.fixture(scope="module")
-def arguments(tones: Path, emotions: Path, tiny: list[str]) -> list[object]:
-    return [tones, "--tasks", tones, "--tasks", emotions, "--holdout", 0.3, "--seeds", 2, *FLAGS, *tiny]
-
-
-@pytest.fixture(scope="module")
-def compared(cli: Callable[..., Any], arguments: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a comparison wrote, in which MoCo wants a longer queue than there are clips; not to be written to."""
-    out = tmp_path_factory.mktemp("compare") / "out"
-    methods = ["--methods", "simclr,moco,decar-v2", "--set", "method.queue=1000"]
-    done = cli("compare", *arguments, *methods, "--out", out, "--json")
-    assert done.code == 0, done.err
-    assert json.loads(done.out) == json.loads((out / "compare.json").read_text())
-    return out
 
 
 def _rows(out: Path) -> dict[str, dict[str, Any]]:
@@ -68,7 +44,7 @@ def _finished(out: Path) -> dict[Path, int]:
 
 
 def test_the_numbers_are_those_of_the_single_commands(
-    cli: Callable[..., Any], compared: Path, tones: Path, emotions: Path, tiny_any: list[str], tmp_path: Path
+    cli: Cli, compared: Path, tones: Path, emotions: Path, tiny_any: list[str], tmp_path: Path
 ) -> None:
     rows, seed, common = _rows(compared), 1, ["--seed", 1, *FLAGS[2:], *tiny_any]
     assert list(rows) == ["logmel", "random", "decar-v2", "simclr", "moco"]
@@ -95,7 +71,7 @@ def test_the_numbers_are_those_of_the_single_commands(
 
 
 def test_a_method_that_fails_is_a_line_and_the_report_is_written(
-    cli: Callable[..., Any], compared: Path, arguments: list[object], tiny_any: list[str], tmp_path: Path
+    cli: Cli, compared: Path, tones: Path, tiny_any: list[str], tmp_path: Path
 ) -> None:
     moco, markdown = _rows(compared)["moco"], (compared / "compare.md").read_text()
     assert (moco["state"], moco["seeds"], moco["mean"]["test"]["mean"]) == ("failed", [], None)
@@ -111,13 +87,11 @@ def test_a_method_that_fails_is_a_line_and_the_report_is_written(
     assert "Test held out of train (--holdout 0.3): ic." in markdown and "1 epoch of 60 clips" in markdown
     assert (compared / "compare.png").read_bytes().startswith(b"\x89PNG")
     longer = ["--methods", "moco", "--set", "method.queue=61", "--out", tmp_path]
-    alone = cli("compare", *arguments[:3], "--holdout", 0.3, *FLAGS, *tiny_any, *longer)
+    alone = cli("compare", tones, "--tasks", tones, *FLAGS, *tiny_any, *longer)
     assert alone.code == 1 and "random" in alone.out and not (tmp_path / "compare.png").exists()
 
 
-def test_runs_are_shared_with_an_ablation(
-    cli: Callable[..., Any], compared: Path, arguments: list[object], tones: Path, tiny: list[str]
-) -> None:
+def test_runs_are_shared_with_an_ablation(cli: Cli, compared: Path, tones: Path, tiny: list[str]) -> None:
     before = _finished(compared)
     varied = ["--vary", "cluster.k=4", "--stage", "pretrain", "--seeds", 2, "--set", "method.queue=65536"]
     done = cli("ablate", tones, "--out", compared, *varied, *FLAGS, *tiny)
@@ -127,16 +101,18 @@ def test_runs_are_shared_with_an_ablation(
     assert {path.parent.name.split("-")[0] for path in {*after} - {*before}} == {"linear"}
 
 
+def _kept(folder: Path) -> list[tuple[Any, ...]]:
+    """The rows of the store, without times and places."""
+    spent = {"seconds", "log", "file"}
+    return [tuple(value for name, value in row.items() if name not in spent) for row in read_runs([folder])]
+
+
 def test_a_killed_command_goes_on(
-    cli: Callable[..., Any],
-    cli_process: Callable[..., subprocess.Popen[str]],
-    compared: Path,
-    arguments: list[object],
-    tmp_path: Path,
+    cli: Cli, cli_process: Callable[..., subprocess.Popen[str]], compared: Path, comparing: list[object], tmp_path: Path
 ) -> None:
-    """One of its methods fails each time."""
-    given = [*arguments, "--methods", "decar-v2,moco,simclr", "--set", "method.queue=1000", "--out", tmp_path / "out"]
-    process, out = cli_process("compare", *given), tmp_path / "out"
+    """One of its methods fails each time. The tables and the store of runs are those of an uninterrupted command."""
+    out = tmp_path / "out"
+    process = cli_process(*comparing, "--out", out)
     deadline = time.monotonic() + 120
     while not [*out.glob("tasks/ic/decar-v2-0/*")] and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -144,7 +120,9 @@ def test_a_killed_command_goes_on(
     process.communicate()
     before = _finished(out)
     assert process.returncode == -signal.SIGKILL and len(before) >= 7 and not (out / "compare.png").exists()
-    done = cli("compare", *given)
+    states = {row["state"] for row in write_runs(out / "runs") if row["stage"] == "pretrain"}
+    assert {"done"} <= states <= {"done", "unfinished"}
+    done = cli(*comparing, "--out", out)
     assert done.code == 0, done.err
     assert before.items() <= _finished(out).items() and len(_finished(out)) == 4 + 2 * 2 * 4
     markdown = (out / "compare.md").read_text()
@@ -154,33 +132,25 @@ def test_a_killed_command_goes_on(
     assert {name: [row[of] for of in same] for name, row in resumed.items()} == {
         name: [row[of] for of in same] for name, row in whole.items()
     }
-    files = _finished(out)
-    part = cli("compare", *arguments[:3], "--holdout", 0.3, *arguments[9:], "--methods", "decar-v2", "--out", out)
+    assert _kept(out) == _kept(compared.parent)
+    files, store = _finished(out), (out / "runs.parquet").read_bytes()
+    (out / "runs.parquet").write_bytes(b"half")
+    write_runs(out / "runs")
+    assert (out / "runs.parquet").read_bytes() == store
+    part = cli(*comparing[:4], "--holdout", 0.3, *comparing[10:-4], "--methods", "decar-v2", "--out", out)
     assert part.code == 0 and _finished(out) == files
     # 4 encoders that were measured, 2 seeds, 2 tasks, of which 3 encoders were named with one seed on one task
     assert f"13 more results in {out} are not in these tables, such as ic/decar-v2-0;" in " ".join(part.out.split())
 
 
 def test_what_is_damaged_is_a_line_and_names_are_those_of_folders(
-    cli: Callable[..., Any], tones: Path, tiny_any: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, tones: Path, tiny_any: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A set given as a point, and one whose name has signs of tables and of formulas."""
     monkeypatch.chdir(tones)
     (odd := tmp_path / "a|b $x$ $y_").symlink_to(tones)
-    given = [
-        "compare",
-        ".",
-        "--tasks",
-        ".",
-        "--tasks",
-        odd,
-        "--out",
-        tmp_path / "out",
-        "--methods",
-        "byol",
-        *FLAGS,
-        *tiny_any,
-    ]
+    given = ["compare", ".", "--tasks", ".", "--tasks", odd, "--out", tmp_path / "out", "--methods", "byol"]
+    given += [*FLAGS, *tiny_any]
     assert cli(*given).code == 0
     markdown = (tmp_path / "out" / "compare.md").read_text()
     assert "| BYOL-A (byol) |" in markdown and "| tones | a\\|b $x$ $y_ |" in markdown
@@ -258,10 +228,9 @@ def test_names_stand_beside_their_points_where_none_covers_another(
     assert {text.get_text() for text in axes.get_legend().get_texts()} == {"random", *(() if apart else points)}
 
 
-def test_a_set_is_known_by_its_name_or_by_what_made_it(cli: Callable[..., Any], tones: Path, tmp_path: Path) -> None:
+def test_a_set_is_known_by_its_name_or_by_what_made_it(tones: Path, tmp_path: Path) -> None:
     urbansound(tmp_path / "UrbanSound8K")
-    packed = cli("shard", "--dataset", "urbansound8k", tmp_path / "UrbanSound8K", tmp_path / "sounds", "--workers", 1)
-    assert packed.code == 0, packed.err
+    shards_of(TASKS["us8k"], tmp_path / "UrbanSound8K", tmp_path / "sounds", 0)
     (sounds,) = tasks_of([open_shards(tmp_path / "sounds")], Config(), [0], 0.2)
     assert sounds.paper is not None and (sounds.paper.name, sounds.name) == ("us8k", "sounds")
     assert (sounds.plan.by_folds, sounds.plan.holdout) == (True, None), "by its ten folds, as the papers do"
@@ -272,11 +241,7 @@ def test_a_set_is_known_by_its_name_or_by_what_made_it(cli: Callable[..., Any], 
 
 
 def test_what_is_refused_before_anything_runs(
-    cli: Callable[..., Any],
-    tones: Path,
-    emotions: Path,
-    unlabelled: Path,
-    tmp_path: Path,
+    cli: Cli, tones: Path, emotions: Path, unlabelled: Path, tmp_path: Path
 ) -> None:
     (twin := tmp_path / "more").mkdir()
     (twin / "tones").symlink_to(tones)
@@ -291,6 +256,7 @@ def test_what_is_refused_before_anything_runs(
         ("have no label", "--tasks", unlabelled, "--holdout", 0.2),
         ("--holdout", "--tasks", emotions),
         ("use --label-fraction 0.1", "--set", "eval.label_fraction=0.1"),
+        ("3 processes cannot share data.partitions = 8 evenly", "--devices", 3),
     ):
         done = cli("compare", tones, "--tasks", tones, "--out", tmp_path / "out", "--device", "cpu", *more)
         assert done.code == 1 and words in done.error and not (tmp_path / "out").exists(), done.error

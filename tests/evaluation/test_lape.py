@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +11,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from miniatures import all_of_lape, iemocap, tut, urbansound
+from outcomes import Cli, PackRows
+from stopping import signalled_after
 
 from unfused_fast.config.tasks import LAPE_COLUMNS, LAPE_TASKS, TASKS
 from unfused_fast.errors import UserError
+from unfused_fast.evaluation import lape_benchmark
 from unfused_fast.evaluation.lape_data import find, shards_of
 from unfused_fast.methods import METHODS
 from unfused_fast.shards.sources.row import SourceRow
@@ -43,9 +41,16 @@ def _state(out: Path) -> dict[str, Any]:
     return {row["task"]: row for row in json.loads((out / "lape.json").read_text())["tasks"]}
 
 
+@pytest.fixture
+def packed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets are packed in this process."""
+    monkeypatch.setattr(lape_benchmark, "shards_of", lambda *given: shards_of(*given[:3], 0))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("packed_here")
 def test_every_task_runs_and_the_table_stands_beside_the_papers(
-    cli: Callable[..., Any], data: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+    cli: Cli, data: Path, pretrained: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     arguments = ["lape", data, "--teacher", pretrained, "--out", out, "--label-fraction", "0.5,1", *FLAGS, *tiny]
@@ -83,28 +88,20 @@ def test_every_task_runs_and_the_table_stands_beside_the_papers(
     }
 
 
-@pytest.mark.slow
-def test_a_killed_command_goes_on(
-    cli: Callable[..., Any],
-    cli_process: Callable[..., subprocess.Popen[str]],
-    pretrained: Path,
-    tiny: list[str],
-    tmp_path: Path,
-) -> None:
+@pytest.mark.usefixtures("packed_here")
+def test_a_stopped_command_goes_on(cli: Cli, pretrained: Path, tiny: list[str], tmp_path: Path) -> None:
+    """Two tasks, two seeds; stopped in the first run of the second task: those of the first take four steps each."""
     data, out = tmp_path / "data", tmp_path / "out"
     tut(data / "tut2018")
     iemocap(data / "ic")
     arguments = ["--teacher", pretrained, *FLAGS, *tiny, "--tasks", "ic,tut", "--seeds", 2, "--encoder", "student3"]
+    arguments += ["--set", "train.batch_size=10"]
     whole = cli("lape", data, "--out", tmp_path / "whole", *arguments, "--json")
     assert whole.code == 0, whole.err
-    process = cli_process("lape", data, "--out", out, *arguments)
-    deadline = time.monotonic() + 300
-    while len([*out.glob("runs/*/checkpoints")]) < 3 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    with signalled_after(2 * 4 + 1):
+        assert cli("lape", data, "--out", out, *arguments).code == 130
     before = results_of(out)
-    assert process.returncode == -signal.SIGKILL and out / "tasks/ic/student3/evaluation.json" in before
+    assert out / "tasks/ic/student3/evaluation.json" in before
     assert not (out / "tasks/tut/student3/evaluation.json").exists()
     done = cli("lape", data, "--out", out, *arguments, "--json")
     assert done.code == 0, done.err
@@ -120,11 +117,11 @@ def test_a_killed_command_goes_on(
 
 
 def test_other_methods_are_columns_beside_the_papers(
-    cli: Callable[..., Any], tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+    cli: Cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     tut(data / "tut")
-    assert cli("shard", "--dataset", "tut2018", data / "tut", tmp_path / "sets/tut", "--workers", 1).code == 0
+    shards_of(TASKS["tut"], data / "tut", tmp_path / "sets/tut", 0)
     common = [*FLAGS[2:], *tiny, "--out", out, "--set", "method.queue=1000", "--seeds", 2]
     columns = ["--methods", "simclr,moco,decar-v2"]
     compared = cli("compare", tones, "--tasks", tmp_path / "sets/tut", *columns, "--epochs", 1, *common)
@@ -154,42 +151,34 @@ def test_other_methods_are_columns_beside_the_papers(
     assert "tut: MoCo, seeds 0, 1: method.queue = 1000" in markdown and "| BSD | missing |" in markdown
 
 
-def test_every_method_is_a_column(
-    cli: Callable[..., Any], tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
-) -> None:
+def test_every_method_is_a_column(cli: Cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
-    tut(data / "tut")
+    data.mkdir()
     (data / "bsd").symlink_to(tones)
-    more = ["--tasks", "tut,bsd", "--methods", "all", "--pretrain-on", tones, "--pretrain-epochs", 1, "--workers", 1]
+    more = ["--tasks", "bsd", "--methods", "all", "--pretrain-on", tones, "--pretrain-epochs", 1]
     values = [*FLAGS[:2], "--set", "eval.epochs=2", "--set", "pseudo.n_init=1"]
     done = cli("lape", data, "--teacher", pretrained, "--out", out, *values, *tiny, *more)
     assert done.code == 0, done.err
     titles = [method.title for method in METHODS.values()]
-    rows, markdown = _state(out), (out / "lape.md").read_text()
-    for task in ("tut", "bsd"):
-        assert [*rows[task]["methods"]] == titles and rows[task]["state"] == "done"
-        assert all(0 <= of["test"]["mean"] <= 1 and not of["failed"] for of in rows[task]["methods"].values())
-        cells = next(line for line in markdown.splitlines() if line.startswith(f"| {task.upper()} |")).split("|")
-        assert all(f"{100 * of['test']['mean']:.1f}" in "".join(cells) for of in rows[task]["methods"].values())
-    (header,) = {line for line in markdown.splitlines() if "| DECAR-v1, here |" in line or "| DECAR-v1 |" in line}
+    row, markdown = _state(out)["bsd"], (out / "lape.md").read_text()
+    assert [*row["methods"]] == titles and row["state"] == "done"
+    assert all(0 <= of["test"]["mean"] <= 1 and not of["failed"] for of in row["methods"].values())
+    cells = next(line for line in markdown.splitlines() if line.startswith("| BSD |")).split("|")
+    assert all(f"{100 * of['test']['mean']:.1f}" in "".join(cells) for of in row["methods"].values())
+    header = next(line for line in markdown.splitlines() if "| DECAR-v1, here |" in line or "| DECAR-v1 |" in line)
     assert len(titles) == 10 and all(f"| {title}" in header for title in {*titles, *LAPE_COLUMNS})
 
 
 def test_missing_and_wrong_sets_are_named_and_not_fatal(
-    cli: Callable[..., Any],
-    tones: Path,
-    tone_rows: list[SourceRow],
-    pack_rows: Callable[..., Path],
-    pretrained: Path,
-    tiny: list[str],
-    tmp_path: Path,
-) -> None:
+    cli: Cli, tones: Path, tone_rows: list[SourceRow], pack_rows: PackRows, pretrained: Path,
+    tiny: list[str], tmp_path: Path,
+) -> None:  # fmt: skip
     data, out = tmp_path / "data", tmp_path / "out"
     tut(data / "tut2018")
     urbansound(data / "UrbanSound8K")
     (data / "UrbanSound8K/metadata/UrbanSound8K.csv").write_text("nothing\n")
     (data / "nsynth").mkdir()
-    assert cli("shard", "--dataset", "tut2018", data / "tut2018", data / "ic", "--workers", 1).code == 0
+    shards_of(TASKS["tut"], data / "tut2018", data / "ic", 0)
     (data / "bsd").symlink_to(tones)
     pack_rows([replace(row, label=None, labels=(row.label or "", "sound")) for row in tone_rows], data / "vf")
     tasks = "lbs,us8k,ns,ic,vf,bsd,tut"
@@ -197,12 +186,10 @@ def test_missing_and_wrong_sets_are_named_and_not_fatal(
     done = cli("lape", data, *arguments)
     assert done.code == 0, done.err
     rows = _state(out)
+    wrong = dict.fromkeys(("us8k", "ns", "ic", "vf"), "wrong")
     assert {name: row["state"] for name, row in rows.items()} == {
         "lbs": "missing",
-        "us8k": "wrong",
-        "ns": "wrong",
-        "ic": "wrong",
-        "vf": "wrong",
+        **wrong,
         "bsd": "done",
         "tut": "done",
     }
@@ -223,7 +210,7 @@ def test_missing_and_wrong_sets_are_named_and_not_fatal(
 
 
 def test_what_ends_the_command_before_anything_is_packed(
-    cli: Callable[..., Any], tones: Path, pretrained: Path, tmp_path: Path
+    cli: Cli, tones: Path, pretrained: Path, tmp_path: Path
 ) -> None:
     def error(data: Path, teacher: Path, out: Path, *more: str) -> str:
         done = cli("lape", data, "--teacher", teacher, "--out", out, "--device", "cpu", *more)
@@ -234,6 +221,8 @@ def test_what_ends_the_command_before_anything_is_packed(
     assert "not a run of unfused-fast" in error(tmp_path, tmp_path / "nothing", tmp_path / "out")
     assert "did you mean us8k?" in error(tmp_path, pretrained, tmp_path / "out", "--tasks", "us9k")
     assert "belong together" in error(tmp_path, pretrained, tmp_path / "out", "--methods", "moco")
+    three = error(tmp_path, pretrained, tmp_path / "out", "--devices", "3")
+    assert "3 processes cannot share data.partitions = 8 evenly" in three
     few = error(tmp_path, pretrained, tmp_path / "out", "--set", "eval.label_fraction=0.1")
     assert "use --label-fraction 0.1" in few
     assert not (tmp_path / "out").exists()
@@ -267,7 +256,7 @@ def test_a_set_that_was_packed_from_other_files_is_not_taken(tmp_path: Path) -> 
 
 
 def test_a_model_folder_is_the_teacher_that_its_run_is(
-    cli: Callable[..., Any], tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+    cli: Cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/bsd").symlink_to(tones)

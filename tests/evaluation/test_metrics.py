@@ -66,8 +66,7 @@ def test_the_bootstrap_of_map_is_scikit_learns_under_weights_that_leave_no_class
 
 
 @pytest.mark.parametrize(
-    ("only_first", "only_second"),
-    [(0, 0), (1, 0), (3, 3), (8, 2), (0, 12), (20, 5), (20, 6), (40, 41), (300, 200)],
+    ("only_first", "only_second"), [(0, 0), (1, 0), (3, 3), (8, 2), (0, 12), (20, 5), (20, 6), (40, 41), (300, 200)]
 )
 def test_mcnemar_is_the_exact_test_for_few_and_chi_squared_with_continuity_correction_for_many(
     only_first: int, only_second: int

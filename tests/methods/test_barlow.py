@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from lightly_losses import lightly_loss
+from method_kinds import small
 from torch import Tensor
 
-from unfused_fast.config import preset, with_values
 from unfused_fast.distributed import ALONE
-from unfused_fast.methods.barlow import Barlow, barlow_loss, cross_correlation
+from unfused_fast.methods.barlow import barlow_loss, cross_correlation
 from unfused_fast.methods.signs import CorrelationSigns
 
 
@@ -39,13 +39,13 @@ def test_the_loss_worked_out_by_hand() -> None:
 
 
 def test_local_views_are_each_correlated_with_the_first() -> None:
-    values = {"model.channels": 4, "model.dim": 32, "model.proj_hidden": 8, "views.local": 2, "method.barlow_weight": 2}
-    config = with_values(preset("recommended", "pretrain", "barlow"), values)
-    method, views = Barlow(config, 60, 0, torch.device("cpu"), ALONE), [rows(seed=seed) for seed in range(4)]
+    method, views = (
+        small("barlow", **{"views.local": 2, "method.barlow_weight": 2}),
+        [rows(16, seed=n) for n in range(4)],
+    )
     method.run = lambda view: views[int(view)]
-    ALONE.batch([40])
     terms = [2 * barlow_loss(cross_correlation(views[0], other), 0.005) for other in views[1:]]
-    found = method.loss(tuple(map(torch.tensor, range(4))), torch.arange(40))
+    found = method.loss(tuple(map(torch.tensor, range(4))), torch.arange(16))
     torch.testing.assert_close(found, torch.stack(terms).mean())
     assert method.views == 4
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from outcomes import refused
+from outcomes import Cli, refused
 from safetensors.torch import load_file
 from same_runs import assert_same_run
 from stopping import stopped_twice
@@ -30,7 +29,6 @@ from unfused_fast.training.options import Options
 from unfused_fast.training.run_directory import Run
 
 CPU = torch.device("cpu")
-Cli = Callable[..., Any]
 
 
 def method_on(rows: Tensor, config: Config) -> DeepClustering:

@@ -6,37 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from method_kinds import small
 from torch import Tensor
 
-from unfused_fast.config import Config, MethodName, preset, with_values
-from unfused_fast.distributed import ALONE
-from unfused_fast.methods import METHODS
+from unfused_fast.config import MethodName, preset
 from unfused_fast.methods.barlow import barlow_loss, cross_correlation
 from unfused_fast.models import block_features
 
-CPU = torch.device("cpu")
-SMALL = {
-    "model.channels": 4,
-    "model.dim": 32,
-    "model.proj_hidden": 24,
-    "model.proj_dim": 8,
-    "train.batch_size": 16,
-    "method.queue": 20,
-}
 CLIPS = torch.arange(16)
 
 
-def config_of(name: MethodName, values: dict[str, Any]) -> Config:
-    return with_values(preset("recommended", "pretrain", name), {**SMALL, **values})
-
-
 def made(name: MethodName, **values: Any) -> Any:
-    """A method whose weights are those of seed 0."""
-    torch.manual_seed(0)
-    method = METHODS[name](config_of(name, values), 60, 0, CPU, ALONE)
-    method.run = lambda *views, network=None: (method.network if network is None else network)(*views)
-    method.train()
-    return method
+    return small(name, **{"method.queue": 20, **values})
 
 
 def views(seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -46,7 +27,6 @@ def views(seed: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def step(method: Any, optimizer: torch.optim.Optimizer, seed: int) -> Tensor:
-    ALONE.batch([16])
     torch.manual_seed(seed)  # dropout
     loss: Tensor = method.loss(views(seed), CLIPS)
     optimizer.zero_grad()
@@ -73,7 +53,6 @@ def test_each_block_of_the_query_is_decorrelated_against_the_keys() -> None:
     """The terms from the encoders' blocks and the heads, step by step; the key encoder gets no gradient."""
     moco, method = made("moco"), made("delores-m", **{"method.barlow_weight": 0.5, "method.barlow_lambda": 0.1})
     moco.load_state_dict(method.state_dict(), strict=False)
-    ALONE.batch([16])
     torch.manual_seed(5)  # dropout
     found = method.loss(views(), CLIPS)
     torch.manual_seed(5)

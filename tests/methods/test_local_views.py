@@ -7,30 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from method_kinds import small
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unfused_fast.config import MethodName, preset, with_values
-from unfused_fast.distributed import ALONE
-from unfused_fast.methods import METHODS
+from unfused_fast.config import MethodName
 from unfused_fast.methods.barlow import barlow_loss, cross_correlation
 from unfused_fast.methods.byol import byol_loss
 from unfused_fast.methods.moco import info_nce
 from unfused_fast.methods.slicer import cluster_loss
 from unfused_fast.models import block_features
 
-SMALL = {
-    "model.channels": 4,
-    "model.dim": 32,
-    "model.proj_hidden": 24,
-    "model.proj_dim": 8,
-    "model.dropout": 0,
-    "train.batch_size": 12,
-}
 OWN: dict[MethodName, dict[str, Any]] = {
     "moco": {"method.queue": 20},
     "delores-m": {"method.queue": 20, "method.barlow_weight": 0.5},
-    "slicer": {"method.queue": 24, "cluster.k": 6},
+    "slicer": {"method.queue": 32, "cluster.k": 6},
     "byol": {},
 }
 
@@ -77,16 +68,12 @@ def byol(method: Any, views: list[Tensor]) -> Tensor:
     ("name", "by_hand"), [("moco", moco), ("delores-m", delores), ("slicer", slicer), ("byol", byol)]
 )
 def test_the_loss_with_two_local_views(name: MethodName, by_hand: Any) -> None:
-    torch.manual_seed(0)
-    config = with_values(preset("recommended", "pretrain", name), {**SMALL, **OWN[name], "views.local": 2})
-    method: Any = METHODS[name](config, 60, 0, torch.device("cpu"), ALONE)
-    method.run = lambda *inputs, network=None: (method.network if network is None else network)(*inputs)
-    whole: Iterator[Tensor] = (torch.randn(12, 1, 64, 96) for _ in range(2))
-    views, clips = [*whole, *(torch.randn(12, 1, 64, 41) for _ in range(2))], torch.arange(12)
-    assert method.train().views == 4
-    ALONE.batch([12])
+    method = small(name, **{"model.dropout": 0, "views.local": 2, **OWN[name]})
+    whole: Iterator[Tensor] = (torch.randn(16, 1, 64, 96) for _ in range(2))
+    views, clips = [*whole, *(torch.randn(16, 1, 64, 41) for _ in range(2))], torch.arange(16)
+    assert method.views == 4
     found = method.loss(tuple(views), clips)
     torch.testing.assert_close(found, by_hand(method, views))
     if name != "byol":
         method.after_step(clips)
-        assert int(method.queue.oldest) == (0 if name == "slicer" else 12), "local views have no keys"
+        assert int(method.queue.oldest) == (0 if name == "slicer" else 16), "local views have no keys"

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import torch
 from lightly_losses import lightly_loss
+from method_kinds import small
 from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unfused_fast.config import preset, with_values
 from unfused_fast.distributed import ALONE
 from unfused_fast.methods.moco import info_nce
-from unfused_fast.methods.slicer import Slicer, cluster_loss
+from unfused_fast.methods.slicer import cluster_loss
 
-SMALL = {"model.channels": 4, "model.dim": 32, "model.proj_hidden": 24, "model.proj_dim": 8, "train.batch_size": 16}
 CLIPS = torch.arange(16)
 
 
@@ -28,12 +27,7 @@ def shares(clips: int = 12, k: int = 5, seed: int = 0) -> Tensor:
 
 @pytest.fixture
 def method() -> Any:
-    torch.manual_seed(0)
-    values = {**SMALL, "cluster.k": 6, "method.queue": 60, "model.dropout": 0}
-    made = Slicer(with_values(preset("recommended", "pretrain", "slicer"), values), 60, 0, torch.device("cpu"), ALONE)
-    made.run = lambda view, network=None: (made.network if network is None else network)(view)
-    ALONE.batch([16])
-    return made.train()
+    return small("slicer", **{"cluster.k": 6, "method.queue": 60, "model.dropout": 0})
 
 
 def test_the_cluster_loss_is_nt_xent_of_columns() -> None:

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 from lightly_losses import lightly_loss
+from method_kinds import small
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unfused_fast.config import preset, with_values
 from unfused_fast.distributed import ALONE
 from unfused_fast.methods.signs import UsageSigns
-from unfused_fast.methods.swav import SwAV, sinkhorn, swapped_loss
+from unfused_fast.methods.swav import sinkhorn, swapped_loss
 
-SMALL = {"model.channels": 4, "model.dim": 32, "model.proj_hidden": 24, "model.proj_dim": 8, "train.batch_size": 16}
 CLIPS = torch.arange(16)
 
 
@@ -46,12 +45,8 @@ def test_assignments_are_those_of_the_reference_and_of_lightly(clips: int, k: in
 
 
 def made(**values: Any) -> Any:
-    """A method whose network gives for view v the row `projected[v]`."""
-    torch.manual_seed(0)
-    given = {**SMALL, "cluster.k": 6, "method.queue": 20, **values}
-    method = SwAV(with_values(preset("recommended", "pretrain", "swav"), given), 60, 0, torch.device("cpu"), ALONE)
+    method = small("swav", **{"cluster.k": 6, "method.queue": 20, **values})
     method.begin_epoch(1, lambda augmented: iter(()))
-    ALONE.batch([16])
     return method
 
 
@@ -103,7 +98,7 @@ def test_prototypes_wait_an_epoch_and_queues_join_in_the_second() -> None:
 
 
 def test_usage_is_the_exponential_of_the_entropy() -> None:
-    signs = UsageSigns(ALONE, 4)
+    signs = UsageSigns(ALONE, 4, "prototypes")
     for shares in ([[0.5, 0.5, 0, 0]], [[0, 0, 0.5, 0.5], [0.5, 0.5, 0, 0], [0, 0, 1, 0.0]]):
         signs.note_shares(torch.tensor(shares))
         signs.after_step()

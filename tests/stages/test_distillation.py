@@ -9,7 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from lightly_losses import lightly_loss
+from method_kinds import sets
+from outcomes import Cli
+from safetensors.torch import load_file
 from same_runs import assert_same_run
+from stopping import signalled_after
 from torch import Tensor
 
 from unfused_fast.commands.options import pairs
@@ -19,9 +23,11 @@ from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.stages import distillation
 from unfused_fast.stages.distillation import Distillation, distill, distill_loss, kl_term, mse_term
+from unfused_fast.stages.features import load_encoder
 from unfused_fast.training.options import Options
 
 OPTIONS = Options(torch.device("cpu"))
+PLAIN = "pseudo.k=4 pseudo.pca_dim=4 pseudo.n_init=1 optim.schedule=constant optim.warmup_epochs=0"
 
 
 def test_kl_by_hand() -> None:
@@ -124,14 +130,9 @@ def test_what_does_not_fit_is_refused(config: Config, tones: Path, pretrained: P
     ],
 )
 def test_settings_are_checked_before_the_teacher_reads_the_clips(
-    config: Config,
-    tones: Path,
-    pretrained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    values: dict[str, Any],
+    config: Config, tones: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: Any,
     sentence: str,
-) -> None:
+) -> None:  # fmt: skip
     def clustered(*given: object) -> None:
         pytest.fail("the clips were clustered")
 
@@ -139,3 +140,39 @@ def test_settings_are_checked_before_the_teacher_reads_the_clips(
     with pytest.raises(UserError, match=sentence):
         distill(with_values(config, values), open_shards(tones), pretrained, tmp_path / "run", OPTIONS)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_encoder_ends_as_a_mean_of_the_teachers_and_what_was_learned(
+    cli: Cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    teacher, found = load_encoder(pretrained, OPTIONS.device).network, {}
+    assert teacher is not None
+
+    def distilled(share: float, epochs: int, *more: object) -> Any:
+        values = f"{PLAIN} distill.init=teacher distill.teacher_share={share}"
+        run = ["--teacher", pretrained, "--out", tmp_path / f"{share}", "--epochs", epochs, *tiny, *sets(values)]
+        done = cli("train", "distill", tones, *run, *more)
+        if done.code == 0:
+            found[share, epochs] = load_file(tmp_path / f"{share}" / f"checkpoints/epoch-{epochs:06d}.safetensors")
+        return done
+
+    for share in (0.0, 0.25, 1.0):
+        assert distilled(share, 2).code == 0
+    # of a run of two epochs, as if it had had three: the mean is made once, after the last
+    again = distilled(0.25, 3, "--resume-anyway")
+    said = "epoch 2: the teacher's weights have a share of 0.25 in its encoder, and would have 0 in this run"
+    assert again.code == 0 and f"{said}; resuming from epoch 1" in again.err, again.err
+    assert distilled(0.0, 3, "--resume-anyway").code == 0
+    for name, given in ((f"model.encoder.{name}", given) for name, given in teacher.state_dict().items()):
+        if given.is_floating_point():
+            for epochs in (2, 3):
+                wanted = 0.75 * found[0.0, epochs][name] + 0.25 * given
+                torch.testing.assert_close(found[0.25, epochs][name], wanted, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found[1.0, 2][name], given)
+    weight = "model.encoder.convolutions.0.0.weight"
+    assert not torch.allclose(found[0.0, 2][weight], found[1.0, 2][weight], atol=1e-4)
+    # fewer epochs than are done: no checkpoint is left that is not past the last
+    with signalled_after(8):
+        assert distilled(0.5, 5).code == 130
+    fewer = distilled(0.5, 1, "--resume-anyway")
+    assert fewer.code == 1 and "have a share of 0 in its encoder, and would have 0.5 in this run" in fewer.error

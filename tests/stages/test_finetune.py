@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from outcomes import Cli, PackRows
 from safetensors.torch import load_file
 from same_runs import assert_same_run, log_of
 from stopping import signalled_after
@@ -25,7 +25,6 @@ from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.stages.features import load_encoder
 
-Cli = Callable[..., Any]
 CPU = torch.device("cpu")
 
 
@@ -52,7 +51,7 @@ def newest(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_the_encoder_begins_as_the_runs_and_is_trained_whole(
-    tune: Cli, pretrained: Path, tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tmp_path: Path
+    tune: Cli, pretrained: Path, tone_rows: list[SourceRow], pack_rows: PackRows, tmp_path: Path
 ) -> None:
     assert tune("run", encoder=pretrained, epochs=1).code == 0
     before, after = newest(pretrained), newest(tmp_path / "run")
@@ -99,7 +98,7 @@ def test_a_run_stopped_within_an_epoch_does_not_go_on_with_other_clips(tune: Cli
 
 
 def test_the_test_split_chooses_nothing(
-    tune: Cli, tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tmp_path: Path
+    tune: Cli, tone_rows: list[SourceRow], pack_rows: PackRows, tmp_path: Path
 ) -> None:
     labels = {"low": "high", "middle": "low", "high": "middle"}
     poisoned = pack_rows(
@@ -127,7 +126,7 @@ def test_the_epoch_is_chosen_by_the_test_only_where_it_is_told_to(tune: Cli, tmp
 
 
 def test_few_labels_and_a_held_out_validation(
-    cli: Cli, tune: Cli, tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tiny: list[str], tmp_path: Path
+    cli: Cli, tune: Cli, tone_rows: list[SourceRow], pack_rows: PackRows, tiny: list[str], tmp_path: Path
 ) -> None:
     flags = ["--set", "eval.label_fraction=0.1"]
     few = result_of(tune("few", *flags, epochs=1))
@@ -179,7 +178,7 @@ def test_the_run_is_one_for_every_command_that_takes_an_encoder(
 
 
 def test_what_cannot_be_fine_tuned_is_said(
-    tune: Cli, unlabelled: Path, tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tmp_path: Path
+    tune: Cli, unlabelled: Path, tone_rows: list[SourceRow], pack_rows: PackRows, tmp_path: Path
 ) -> None:
     def error(*flags: object, **more: Any) -> str:
         done = tune("run", *flags, **more)

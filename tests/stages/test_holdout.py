@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from outcomes import Cli, PackRows
 
 from unfused_fast.console import Sentences
 from unfused_fast.errors import UserError
@@ -22,14 +22,11 @@ from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.stages.labels import TEST, hold_out_groups, labelled_clips
 
-Cli = Callable[..., Any]
 LOGMEL = ["--encoder", "logmel", "--device", "cpu", "--set", "eval.epochs=5", "--json"]
 
 
 @pytest.fixture(scope="module")
-def untested(
-    tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def untested(tone_rows: list[SourceRow], pack_rows: PackRows, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 train clips of three classes, three to a group, and 18 clips of a split that nothing reads."""
     train = [row for row in tone_rows if row.split == "train"]
     rows = [replace(row, group=f"speaker{number // 3}") for number, row in enumerate(train)]
@@ -162,7 +159,7 @@ def test_groups_over_classes_draws_and_single_clips_where_each_class_is_a_group(
 
 
 def test_speakers_that_are_the_classes_are_shared_and_that_is_said(
-    cli: Cli, tone_rows: list[SourceRow], pack_rows: Callable[..., Path], tmp_path: Path
+    cli: Cli, tone_rows: list[SourceRow], pack_rows: PackRows, tmp_path: Path
 ) -> None:
     rows = [replace(row, group=row.label) for row in tone_rows if row.split == "train"]
     shards = pack_rows(rows, tmp_path / "set")

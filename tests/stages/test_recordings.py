@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from numpy.typing import NDArray
+from outcomes import Cli
 from safetensors.torch import load_file
 from same_runs import log_of
 from sklearn.metrics import accuracy_score, average_precision_score
@@ -113,9 +113,7 @@ def test_scores_are_the_mean_over_the_pieces_of_a_recording(cut: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cut", "cut_several"])
-def test_the_command_counts_recordings(
-    cli: Callable[..., Any], kind: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_the_command_counts_recordings(cli: Cli, kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     shards, out = request.getfixturevalue(kind), tmp_path / "out"
     arguments = ["--encoder", "logmel", "--knn", "--no-baselines", "--device", "cpu", "--label-fraction", "0.5,1"]
     done = cli("evaluate", shards, "--out", out, *arguments, "--set", "eval.epochs=20", "--json")
@@ -164,7 +162,7 @@ def test_few_labels_held_out_files_permuted_labels_and_folds_keep_the_pieces_tog
 
 @pytest.mark.parametrize("kind", ["cut", "cut_several"])
 def test_fine_tuning_is_judged_by_recordings(
-    cli: Callable[..., Any], kind: str, request: pytest.FixtureRequest, tiny: list[str], tmp_path: Path
+    cli: Cli, kind: str, request: pytest.FixtureRequest, tiny: list[str], tmp_path: Path
 ) -> None:
     """The head on the encoder's output of the packed clips gives the result's numbers again."""
     run, shards = tmp_path / "run", open_shards(request.getfixturevalue(kind))
@@ -196,7 +194,7 @@ def test_fine_tuning_is_judged_by_recordings(
     assert ("confusion" in result) == (run / "confusion.png").exists() == (kind == "cut")
 
 
-def test_train_linear_is_judged_by_recordings(cli: Callable[..., Any], cut: Path, tmp_path: Path) -> None:
+def test_train_linear_is_judged_by_recordings(cli: Cli, cut: Path, tmp_path: Path) -> None:
     arguments = ["--encoder", "logmel", "--out", tmp_path / "linear", "--device", "cpu", "--json"]
     result = json.loads(cli("train", "linear", cut, *arguments).out)
     done = cli("evaluate", cut, "--encoder", "logmel", "--no-baselines", "--out", tmp_path / "e", *arguments[4:])

@@ -35,7 +35,7 @@ class Double:
                 if self.kind == "hangs":
                     time.sleep(1000)
                 if self.kind == "reads for long":
-                    time.sleep(2)
+                    time.sleep(1)
                 if self.kind == "fails":
                     raise RuntimeError("a fault of the program")
                 if self.kind == "dies once" and first:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from unfused_fast.config import MethodName
+from typing import Any
 
+import torch
+
+from unfused_fast.config import MethodName, preset, with_values
+from unfused_fast.distributed import ALONE
+from unfused_fast.methods import METHODS
+
+CPU = torch.device("cpu")
 COLA = "method.similarity=bilinear views.same_crop=false model.projector=layernorm model.l2_normalize=false"
 KINDS: dict[str, tuple[MethodName, str]] = {
     "simclr": ("simclr", "optim.lr=0.01"),
@@ -36,3 +43,16 @@ def sets(values: str) -> list[str]:
 def flags(kind: str) -> list[str]:
     method, values = {**KINDS, **DECARS}[kind]
     return ["--method", method, *sets(values)]
+
+
+SMALL = "model.channels=4 model.dim=32 model.proj_hidden=24 model.proj_dim=8 train.batch_size=16"
+
+
+def small(name: MethodName, **values: Any) -> Any:
+    """A method for 60 clips, with the weights of seed 0, whose networks run as they are; the batch has 16 clips."""
+    torch.manual_seed(0)
+    given = {**dict(item.split("=") for item in SMALL.split()), **values}
+    method: Any = METHODS[name](with_values(preset("recommended", "pretrain", name), given), 60, 0, CPU, ALONE)
+    method.run = lambda *views, network=None: (method.network if network is None else network)(*views)
+    ALONE.batch([16])
+    return method.train()

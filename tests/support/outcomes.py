@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 Cli = Callable[..., Any]
+PackRows = Callable[..., Path]
 LONGEST = 700
 """Characters of an error. Paths of pytest's folders take a good part of them."""
 

@@ -237,14 +237,14 @@ def test_momentum_is_that_of_the_same_optimiser(train: Cli, run: Path, name: str
 
 
 def test_a_finished_run_goes_on_to_more_epochs_where_that_is_asked_for(train: Cli, tmp_path: Path) -> None:
-    assert train("distill", "run").code == 0
+    assert train("pretrain", "run").code == 0
     run = tmp_path / "run"
-    again = train("distill", "run", "--resume")
+    again = train("pretrain", "run", "--resume")
     assert again.code == 0 and "already finished" in again.err
-    refused = train("distill", "run", "--resume", "--epochs", 4)
+    refused = train("pretrain", "run", "--resume", "--epochs", 4)
     assert refused.code == 1 and "train.epochs was 3, now 4" in refused.error
     assert json.loads((run / "result.json").read_text())["last_epoch"] == 3
-    done = train("distill", "run", "--resume-anyway", "--epochs", 4)
+    done = train("pretrain", "run", "--resume-anyway", "--epochs", 4)
     assert done.code == 0 and "resuming after epoch 3" in done.err
     assert json.loads((run / "result.json").read_text())["last_epoch"] == 4
     assert [row["epoch"] for row in log_of(run)] == [1, 2, 3, 4]

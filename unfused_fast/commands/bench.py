@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.flags import Compile, CompileMode, Device, Json, Preset, Sets
+from unfused_fast.commands.flags import Compile, CompileMode, Device, Json, Method, Preset, Sets
 from unfused_fast.commands.options import run_options, stage_config
 from unfused_fast.commands.output import open_set, show
-from unfused_fast.config import PresetName
 from unfused_fast.errors import UserError, cause
 
 if TYPE_CHECKING:
     from unfused_fast.commands.measure.parts import Measured
-    from unfused_fast.config import Config
 
 COLUMNS = (
     *("part", "what", "unit", "p20", "p50", "p80", "repeats", "floor", "floor_is", "share", "clips", "batch", "device"),
@@ -44,6 +42,7 @@ def bench(
     rows_file: Annotated[
         Path | None, typer.Option("--rows", help="CSV that the rows are appended to.", show_default="none")
     ] = None,
+    method: Method = None,
     preset: Preset = "recommended",
     settings: Sets = None,
     device: Device = "auto",
@@ -51,9 +50,9 @@ def bench(
     compile_mode: CompileMode = "default",
     as_json: Json = False,
 ) -> None:
-    """How fast each part of training runs here, compared with what this machine could do, measured in the same run.
+    """How fast each part of pre-training runs here, compared with what this machine could do, measured in the same run.
 
-    Training is that of decar-v2, or with --preset decar-v1 of decar-v1; other methods are not measured.
+    kmeans and bank, both of the paper's size, are of decar-v2 and decar-v1 alone.
     """
     from unfused_fast.commands.measure.machine import circumstances
     from unfused_fast.commands.measure.parts import PARTS, Bench, Measured, limit
@@ -61,7 +60,7 @@ def bench(
     from unfused_fast.console import console, counted
 
     with ExitStack() as stack:
-        config = _config(preset, settings)
+        config = stage_config("pretrain", preset, settings, None, None, method)
         options = run_options(device, compile_, compile_mode=compile_mode)
         _append(rows_file, [])  # before minutes of measuring, not after them
         if shards is None:
@@ -71,7 +70,8 @@ def bench(
             shard_set = open_set(shards)
         measured = Bench(shard_set, config, options, quick)
         found = list[Measured]()
-        for name in PARTS if part == "all" else [part]:
+        left_out = () if measured.method.bank is not None or part != "all" else ("kmeans", "bank")
+        for name in (name for name in PARTS if name not in left_out and part in (name, "all")):
             with console.status(f"measuring {name}"):
                 found += PARTS[name](measured)
         about = {"clips": measured.clips, "batch": measured.batch_size, **circumstances(options.device)}
@@ -84,15 +84,6 @@ def bench(
     title = f"{about['device']}, {about['cores']} cores; {about['versions']}"
     columns = ["part", "what", "median", "p20 - p80", "unit", "limit", "of it", "limit set by"]
     show({"rows": rows, "limit": bottleneck}, as_json, [(title, columns, list(map(_line, found)))], sentences)
-
-
-def _config(preset: PresetName, settings: list[str] | None, epochs: int | None = None) -> Config:
-    """Of pre-training. Raises UserError for the name of a method."""
-    if named := [setting for setting in settings or [] if setting.partition("=")[0].strip() == "method.name"]:
-        raise UserError(
-            f"--set {named[0]}: bench and plan know decar-v2 only, and decar-v1 with --preset decar-v1; leave it out"
-        )
-    return stage_config("pretrain", preset, settings, epochs, None)
 
 
 def _line(row: Measured) -> list[str]:
@@ -155,21 +146,19 @@ def plan(
             show_default="what is free here; for a named GPU its data sheet",
         ),
     ] = None,
+    method: Method = None,
     preset: Preset = "recommended",
     settings: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Disk, memory and hours of pre-training on a set of some size, before anything is made; and what does not fit.
-
-    Pre-training is by decar-v2, or with --preset decar-v1 by decar-v1; other methods are not known here.
-    """
+    """Disk, memory and hours of pre-training on a set of some size, before anything is made; and what does not fit."""
     from unfused_fast.commands.measure.estimate import GPU_BYTES, Machine, estimate
     from unfused_fast.commands.measure.rates import measured_here, read_rates
     from unfused_fast.console import counted
     from unfused_fast.data import gigabytes
     from unfused_fast.memory import free_memory
 
-    config = _config(preset, settings, epochs)
+    config = stage_config("pretrain", preset, settings, epochs, None, method)
     rates = None if rates_file is None else read_rates(rates_file)
     if device in GPU_BYTES:
         machine = Machine("cuda", GPU_BYTES[device], None, devices, machines)
@@ -191,7 +180,7 @@ def plan(
     more = f", {devices} devices in {counted(machines, 'machine')}" if devices > 1 else ""
     title = (
         f"stage 1 by {config.method.name}, {clips:,} clips of {seconds:g} s, {counted(found['epochs'], 'epoch')}, "
-        f"batch {found['batch_size']}, K {', '.join(map(str, found['heads']))}{more}"
+        f"batch {found['batch_size']}{''.join(f', K {k}' for k in found['heads'])}{more}"
     )
     show(found, as_json, [(title, ["where", "what", "bytes", ""], rows)], _sentences(found))
 

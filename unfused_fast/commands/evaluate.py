@@ -210,18 +210,20 @@ def lape(
     --preset authors or --set data.crop_seconds. In the --out of a `compare` its methods are not trained again. Several
     processes train and evaluate each task together.
     """
-    flags.start_processes()
     if (methods is None) != (pretrain_on is None) or (methods is None and pretrain_epochs is not None):
         raise UserError("--methods and --pretrain-on belong together: which methods to train, and on which clips")
     from unfused_fast.config import chosen_methods, chosen_tasks
+
+    chosen, others = chosen_tasks(names), chosen_methods(methods) if methods is not None else []
+    own = flags.read_by("decar-v2", others)
+    distill = own.config("distill", epochs, several=True)
+    flags.start_processes(partitions=distill.data.partitions)
     from unfused_fast.evaluation import LapePlan, Plan, sentences, tables
     from unfused_fast.evaluation import lape as run_lape
 
-    chosen, others = chosen_tasks(names), chosen_methods(methods) if methods is not None else []
     configs, _ = flags.methods(others, pretrain_epochs)
-    own = flags.read_by("decar-v2", others)
     plan = LapePlan(
-        own.config("distill", epochs, several=True),
+        distill,
         own.config("linear", None, several=True, **{"eval.encoder": encoder, "train.epochs": pretrain_epochs}),
         Plan(fractions=fractions_of(fractions), holdout=flags.holdout),
         seeds,

@@ -47,12 +47,14 @@ def compare(
     command names. A method that diverges or does not fit the set is a line of the table. A --set goes to the methods
     that read it. Several processes train and evaluate each method together.
     """
-    flags.start_processes()
     from unfused_fast.config import chosen_methods
+
+    names = chosen_methods(methods)
+    first = flags.read_by(names[0], names).config("pretrain", several=True, method=names[0])
+    flags.start_processes(partitions=first.data.partitions)
     from unfused_fast.evaluation import RunPool, comparison_sentences, comparison_tables
     from unfused_fast.evaluation import compare as run_comparison
 
-    names = chosen_methods(methods)
     configs, linear = flags.methods(names, epochs)
     options = run_options(flags.device, compile_, False, False, timeout=flags.timeout)
     pool = RunPool(out / "runs", options, flags.holdout)

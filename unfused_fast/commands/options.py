@@ -97,15 +97,19 @@ def pairs(
 def read_by(settings: list[str] | None, method: MethodName, among: Iterable[MethodName]) -> list[str]:
     """The `--set` flags without each that others `among` these methods read and this one does not, and would refuse."""
 
-    return [f"{name}={value}" for name, value in pairs(settings).items() if _kept(name, method, among)]
+    given = pairs(settings)
+    return [f"{name}={value}" for name, value in given.items() if _kept(name, method, among, given)]
 
 
-def _kept(name: str, method: str, among: Iterable[str]) -> bool:
-    """Whether this method reads a field, or none of `among` does. Ours: what it reads only beside another field counts
-    as theirs where it is none of them.
+def _kept(name: str, method: str, among: Iterable[str], given: Iterable[str]) -> bool:
+    """Whether this method reads a field, or none of `among` does. Ours: what `decar-v2` reads only beside another field
+    is its own where that one is `given` too, or it alone is among them.
     """
     readers, others = READ_BY.get(name, (method,)), {*among}
-    own = method in readers and (name not in READ_WITH or method in others)
+    own = method in readers
+    if name in READ_WITH and method == "decar-v2":
+        beside = READ_WITH[name][0] in given or not ({*readers} & others) - {method}
+        own = method in others and beside
     return own or not {*readers} & others
 
 
@@ -154,7 +158,9 @@ def stage_config(
     config = preset(preset_name, stage, method)
     if found is not None:
         own, others = config.method.name, get_args(MethodName) if stage == "pretrain" else [found.method or trained]
-        values = {name: value for name, value in found.values.items() if not several or _kept(name, own, others)}
+        values = {
+            name: value for name, value in found.values.items() if not several or _kept(name, own, others, found.values)
+        }
         try:
             config = with_values(config, values)
         except UserError as error:

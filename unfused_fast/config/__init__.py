@@ -7,7 +7,7 @@ Read first: presets.py, then fields.py.
 from unfused_fast.config.audio import FrontendConfig, RandomResizeCropConfig, Store
 from unfused_fast.config.checks import READ_BY, READ_WITH, Layer, feature_layers
 from unfused_fast.config.fields import Config, DistillConfig, ModelConfig, OptimConfig
-from unfused_fast.config.files import FileSettings, as_yaml, read_settings
+from unfused_fast.config.files import as_yaml, read_settings
 from unfused_fast.config.methods import MethodName, PresetName
 from unfused_fast.config.presets import (
     BASELINES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
@@ -59,6 +59,20 @@ def parse(value: Any, kind: Any, name: str) -> Any:
     near = difflib.get_close_matches(str(value), choices, 1)
     meant = f"; did you mean {near[0]}?" if near else ""
     raise UserError(f"{name} = {shown}: want {describe_type(kind)}{meant}")
+
+
+def chosen_names(flag: str, names: str, known: Collection[str], example: str) -> list[str]:
+    """Names between commas of a flag such as `--tasks`. Raises UserError for an empty or an unknown one."""
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if not name:
+            raise UserError(f"{flag} {names!r}: a name between the commas is empty; want names such as {example}")
+        if name not in known:
+            near = difflib.get_close_matches(name.lower(), known, 1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            what = flag.removeprefix("--").removesuffix("s")
+            raise UserError(f"{flag} {name}: no such {what}; {meant}there are: {', '.join(known)}")
+    return chosen
 
 
 def _of_type(value: Any, wanted: Any) -> Any:

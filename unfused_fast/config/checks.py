@@ -74,11 +74,12 @@ READ_BY: dict[str, tuple[MethodName, ...]] = {
     "cluster.k": (*CLUSTERING, "slicer", "swav"),
 }
 """Fields that only some methods read, for the same reason."""
-READ_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+READ_WITH: dict[str, tuple[str, tuple[str | bool, ...]]] = {
     "loss.instance_weight": ("loss.instance", ("simclr", "barlow")),
     "loss.instance_temperature": ("loss.instance", ("simclr",)),
     "method.barlow_lambda": ("loss.instance", ("barlow",)),
     "method.ema": ("bank.encoder", ("follower",)),
+    **dict.fromkeys(("optim.head_lr", "optim.head_weight_decay"), ("prototypes.freeze", (False,))),
 }
 """Fields that `decar-v2` reads only where another field has one of these values."""
 
@@ -111,8 +112,8 @@ def check_read(config: Config) -> None:
         refuse(f"cluster.{name}", f"cluster.algo = {config.cluster.algo}", f"cluster.algo={_either(algos)}")
 
 
-def _either(words: Sequence[str]) -> str:
-    *others, last = words
+def _either(words: Sequence[object]) -> str:
+    *others, last = map(str, words)
     return f"{', '.join(others)}{' or ' if others else ''}{last}"
 
 

@@ -131,16 +131,14 @@ _LAPE_MOCO: Values = {
     "method.ema": 0.999,
 }
 _LAPE_BARLOW: Values = {"method.barlow_lambda": 1.0, "method.barlow_weight": 5e-5 / 32}
+# Sizes of both versions of BYOL-A. Head of DeLoRes' authors, whose outputs are as many as their encoder's.
+_BYOL_HEAD: Values = {"model.proj_hidden": 4096, "model.proj_dim": 256, "model.l2_normalize": False}
+_DELORES_HEAD: Values = {"model.projector": "batchnorm3", "model.proj_dim": 2048, "model.l2_normalize": False}
 
 RECIPES: dict[MethodName, dict[PresetName, Values]] = {
     "decar-v2": {
         # At the paper's 0.005 LARC (trust 0.001) moves a layer by 5e-6 of its norm a step: nothing in a short run.
-        "recommended": {
-            "optim.lr": 1.0,
-            "cluster.k": "auto",
-            "train.batch_size": "auto",
-            "bank.view": "training",
-        },
+        "recommended": {"optim.lr": 1.0, "cluster.k": "auto", "train.batch_size": "auto", "bank.view": "training"},
         "paper": {"bank.view": "training"},
         "authors": {
             **AUTHORS,
@@ -154,25 +152,11 @@ RECIPES: dict[MethodName, dict[PresetName, Values]] = {
     },
     "decar-v1": {"recommended": _DECAR_V1, "decar-v1": _DECAR_V1},
     # Head and temperature: Fonseca et al.'s code, arXiv 2011.07616.
-    "simclr": {
-        "recommended": {
-            **_TWO_VIEWS,
-            "model.proj_hidden": 512,
-            "model.proj_dim": 512,
-            "loss.temperature": 0.2,
-        },
-    },
+    "simclr": {"recommended": {**_TWO_VIEWS, "model.proj_hidden": 512, "model.proj_dim": 512, "loss.temperature": 0.2}},
     "moco": {"recommended": _MOCO, "authors": _LAPE_MOCO},
     "byol": {
-        # Sizes of both versions; augmentation and normalisation of v2, arXiv 2204.07402.
-        "recommended": {
-            **_TWO_VIEWS,
-            "model.proj_hidden": 4096,
-            "model.proj_dim": 256,
-            "model.l2_normalize": False,
-            "aug.mixup.ratio": 0.2,
-            "aug.fader": 1.0,
-        },
+        # Augmentation and normalisation of v2, arXiv 2204.07402.
+        "recommended": {**_TWO_VIEWS, **_BYOL_HEAD, "aug.mixup.ratio": 0.2, "aug.fader": 1.0},
         # The code of v1, but for its last normalisation, of both views of a batch together; and its running one learns
         # for ten epochs, ours to the end.
         "authors": {
@@ -181,9 +165,7 @@ RECIPES: dict[MethodName, dict[PresetName, Values]] = {
             "data.norm": "running",
             "train.amp": "fp32",
             "train.batch_size": 256,
-            "model.proj_hidden": 4096,
-            "model.proj_dim": 256,
-            "model.l2_normalize": False,
+            **_BYOL_HEAD,
         },
     },
     # Audio Barlow Twins (Hanton), whose search was on AudioNTT: lambda, head, mixup 0.2, fader. Its head follows an
@@ -196,25 +178,12 @@ RECIPES: dict[MethodName, dict[PresetName, Values]] = {
             "model.l2_normalize": False,
             "aug.mixup.ratio": 0.2,
             "aug.fader": 1.0,
-        },
+        }
     },
-    # Head of its authors, whose outputs are as many as their encoder's.
     "delores-s": {
-        "recommended": {
-            **_TWO_VIEWS,
-            "model.projector": "batchnorm3",
-            "model.proj_dim": 2048,
-            "model.l2_normalize": False,
-        },
+        "recommended": {**_TWO_VIEWS, **_DELORES_HEAD},
         # LAPE's code: 32 clips on each of 4 GPUs, which it correlates apart.
-        "authors": {
-            **_LAPE,
-            **_LAPE_BARLOW,
-            "train.batch_size": 128,
-            "model.projector": "batchnorm3",
-            "model.proj_dim": 2048,
-            "model.l2_normalize": False,
-        },
+        "authors": {**_LAPE, **_LAPE_BARLOW, "train.batch_size": 128, **_DELORES_HEAD},
     },
     # Ours: the weight with which a term begins near 1, below the contrast's logarithm of the keys; of 2,048 outputs the
     # diagonal gives 2,048 then.

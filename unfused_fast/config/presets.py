@@ -17,7 +17,7 @@ from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
-from unfused_fast.config.bounds import describe_type, parse
+from unfused_fast.config.bounds import chosen_names, describe_type, parse
 from unfused_fast.config.checks import check_read, check_together
 from unfused_fast.config.fields import Config
 from unfused_fast.config.methods import (
@@ -42,13 +42,7 @@ SHIPPED = "base"
 # Values that hold for a stage whatever the preset. Source: paper section 4; optimiser of distillation: authors;
 # fine-tuning: DECAR section 5 (Adam 0.001, batch 64, at most 50 epochs). AdamW without weight decay is Adam.
 STAGES: dict[Stage, Values] = {
-    "distill": {
-        **CONSTANT,
-        "train.epochs": 50,
-        "optim.name": "sgd",
-        "optim.lr": 0.007,
-        "optim.weight_decay": 1e-4,
-    },
+    "distill": {**CONSTANT, "train.epochs": 50, "optim.name": "sgd", "optim.lr": 0.007, "optim.weight_decay": 1e-4},
     "finetune": {
         **CONSTANT,
         "train.epochs": 50,
@@ -143,15 +137,8 @@ def preset(name: PresetName, stage: Stage, method: MethodName | None = None) -> 
 def chosen_methods(names: str) -> list[MethodName]:
     """Names between commas, or `all` -> methods, each once. Raises UserError for an unknown one."""
     known = typing.get_args(MethodName)
-    chosen = [name.strip() for name in names.split(",")] if names != "all" else known
-    for name in chosen:
-        if not name:
-            raise UserError(f"--methods {names!r}: a name between the commas is empty; want names such as moco,byol")
-        if name not in known:
-            near = difflib.get_close_matches(name.lower(), known, 1)
-            meant = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"--methods {name}: no such method; {meant}there are: all, {', '.join(known)}")
-    return [name for name in known if name in chosen]
+    chosen = chosen_names("--methods", names, ("all", *known), "moco,byol")
+    return [name for name in known if name in chosen or "all" in chosen]
 
 
 class Difference(NamedTuple):

@@ -6,17 +6,14 @@ is None, or marked as ours.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from unfused_fast.errors import UserError
+from unfused_fast.config.bounds import chosen_names
 
 LAPE_COLUMNS = ("BYOL-A", "SimCLR", "DECAR-v1", "DeLoRes-S", "MoCo", "DeLoRes-M", "DECAR-v2", "UnFuSeD")
 """Source: paper Table 1: linear evaluation, frozen encoder, accuracy in per cent."""
-LAPE_AVERAGE = dict(zip(LAPE_COLUMNS, (None, 66.9, 71.2, 72.1, 79.8, 80.4, 75.8, 81.6), strict=True))
-"""Its last row."""
 DECAR_COLUMNS = (
     "random, frozen",
     "random, fine-tuned",
@@ -182,12 +179,4 @@ def chosen_tasks(names: str | None) -> list[Task]:
     """Names between commas -> tasks, LAPE's eleven for None. Raises UserError for an unknown one."""
     if names is None:
         return list(LAPE_TASKS)
-    chosen = [name.strip() for name in names.split(",")]
-    for name in chosen:
-        if not name:
-            raise UserError(f"--tasks {names!r}: a name between the commas is empty; want names such as us8k,ic")
-        if name not in TASKS:
-            near = difflib.get_close_matches(name.lower(), TASKS, 1)
-            meant = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"--tasks {name}: no such task; {meant}there are: {', '.join(TASKS)}")
-    return [TASKS[name] for name in dict.fromkeys(chosen)]
+    return [TASKS[name] for name in dict.fromkeys(chosen_names("--tasks", names, TASKS, "us8k,ic"))]

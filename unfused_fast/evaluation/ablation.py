@@ -19,7 +19,16 @@ from typing import Any, Literal
 from unfused_fast.config import READ_BY, Config, Stage, flatten, with_values
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation.report import TextTable, claim, held_out_text, spread, spread_text, trouble, write_report
+from unfused_fast.evaluation.report import (
+    TextTable,
+    claim,
+    ending,
+    held_out_text,
+    outcome,
+    spread,
+    spread_text,
+    write_report,
+)
 from unfused_fast.evaluation.run_pool import RunPool
 from unfused_fast.evaluation.run_store import write_runs
 from unfused_fast.models import Cost, encoder_cost
@@ -96,13 +105,7 @@ def _reads(stage: Ablated, name: str) -> bool:
 
 
 def ablate(
-    cells: Sequence[Cell],
-    varied: Varied,
-    shards: ShardSet,
-    target: ShardSet,
-    out: Path,
-    seeds: int,
-    pool: RunPool,
+    cells: Sequence[Cell], varied: Varied, shards: ShardSet, target: ShardSet, out: Path, seeds: int, pool: RunPool
 ) -> dict[str, Any]:
     """Runs every cell with seeds S, S + 1, ... of its own `train.seed` S; returns the content of ablation.json.
 
@@ -177,11 +180,11 @@ def summary_of(
 
     `difference` is test minus the base's test over the seeds that both finished; None without a cell `base`.
     """
-    base = {line["seed"]: line for line in found if line["cell"] == "base" and "runs" in line}
+    base = {line["seed"]: line for line in found if line["cell"] == "base" and "reason" not in line}
     rows = []
     for name, values, cost in cells:
         lines = [line for line in found if line["cell"] == name]
-        done = [line for line in lines if "runs" in line]
+        done = [line for line in lines if "reason" not in line]
         tested = [line for line in done if line["test"] is not None]
         pairs = [
             line["test"] - base[line["seed"]]["test"] for line in tested if name != "base" and line["seed"] in base
@@ -190,15 +193,13 @@ def summary_of(
             {
                 "settings": name,
                 "values": values,
-                "state": "waiting" if not lines else "done" if len(done) == len(lines) else "failed",
-                "seeds": [line["seed"] for line in done],
+                **outcome(lines),
                 "valid": spread([line["valid"] for line in done]),
                 "test": spread([line["test"] for line in tested]),
                 "difference": spread(pairs),
                 **asdict(cost),
                 "seconds": spread([line["seconds"] for line in done]),
                 "runs": [line["runs"] for line in done],
-                "failed": [{"seed": line["seed"], "reason": line["reason"]} for line in lines if "reason" in line],
             }
         )
     facts = {"stage": varied, "task": target.name, "metric": "accuracy", "holdout": holdout}
@@ -211,21 +212,9 @@ def ablation_table(summary: Mapping[str, Any]) -> TextTable:
     title = f"{summary['task']}: accuracy in % of stage {encoder}'s encoder, mean ± standard error over seeds{held}"
     rows = []
     for row in summary["rows"]:
-        seconds = row["seconds"]["mean"]
-        valid, test, difference = (row[name] for name in ("valid", "test", "difference"))
-        rows.append(
-            [
-                row["settings"],
-                str(len(row["seeds"])),
-                spread_text(valid),
-                spread_text(test),
-                spread_text(difference, "+"),
-                f"{row['parameters']:,}",
-                f"{row['macs']:,}",
-                "" if seconds is None else f"{seconds:.1f}",
-                trouble(row["failed"]) or ("waiting" if row["state"] == "waiting" else ""),
-            ]
-        )
+        scores = [spread_text(row["valid"]), spread_text(row["test"]), spread_text(row["difference"], "+")]
+        cost = [f"{row[name]:,}" for name in ("parameters", "macs")]
+        rows.append([row["settings"], str(len(row["seeds"])), *scores, *cost, *ending(row)])
     return title, COLUMNS, rows
 
 

@@ -30,7 +30,7 @@ from unfused_fast.evaluation.compare_report import SPLITS, TITLES, comparison_se
 from unfused_fast.evaluation.comparison import evaluate_once
 from unfused_fast.evaluation.lape_data import task_of
 from unfused_fast.evaluation.measure import Plan, measurable
-from unfused_fast.evaluation.report import claim, spread, write_report
+from unfused_fast.evaluation.report import claim, outcome, spread, write_report
 from unfused_fast.evaluation.run_pool import RunPool
 from unfused_fast.evaluation.run_store import write_runs
 from unfused_fast.shards.sets.table import ShardSet
@@ -177,15 +177,14 @@ def summary_of(
     rows = []
     for name in encoders:
         lines = [line for line in found if line["encoder"] == name]
-        done = [line for line in lines if "scores" in line]
+        done = [line for line in lines if "reason" not in line]
         scores = {task.name: [line["scores"][task.name] for line in done] for task in tasks}
         means = [[float(np.mean([of[split] for of in line["scores"].values()])) for line in done] for split in SPLITS]
         rows.append(
             {
                 "encoder": name,
                 "title": TITLES[name],
-                "state": "waiting" if not lines else "done" if len(done) == len(lines) else "failed",
-                "seeds": [line["seed"] for line in done],
+                **outcome(lines),
                 "mean": dict(zip(SPLITS, map(spread, means), strict=True)),
                 "tasks": {
                     task: {split: spread([score[split] for score in of]) for split in SPLITS}
@@ -193,7 +192,6 @@ def summary_of(
                 },
                 "seconds": spread([line["seconds"] for line in done if line["seconds"] is not None]),
                 "runs": [line["run"] for line in done if line["run"] is not None],
-                "failed": [{"seed": line["seed"], "reason": line["reason"]} for line in lines if "reason" in line],
             }
         )
     measured = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from unfused_fast.config import BASELINES
 from unfused_fast.console import counted
-from unfused_fast.evaluation.report import SELECTED_ON_TEST, TextTable, beside, spread_text, trouble
+from unfused_fast.evaluation.report import SELECTED_ON_TEST, TextTable, beside, ending, spread_text
 from unfused_fast.methods import METHODS
 from unfused_fast.training import draw, plot_scores
 
@@ -44,10 +44,8 @@ def comparison_tables(summary: Mapping[str, Any]) -> list[TextTable]:
     columns = ["method", "mean, valid", "mean, test", *names, "seconds", "seeds", "trouble"]
     lines = []
     for row, tested in zip(rows, scores("test"), strict=True):
-        seconds, means = row["seconds"]["mean"], [spread_text(row["mean"][split]) for split in SPLITS]
-        left = trouble(row["failed"]) or ("waiting" if row["state"] == "waiting" else "")
-        spent = "" if seconds is None else f"{seconds:.1f}"
-        lines.append([named(row), *means, *tested, spent, str(len(row["seeds"])), left])
+        means, (seconds, left) = [spread_text(row["mean"][split]) for split in SPLITS], ending(row)
+        lines.append([named(row), *means, *tested, seconds, str(len(row["seeds"])), left])
     validated = [[named(row), *of] for row, of in zip(rows, scores("valid"), strict=True)]
     return [
         (about("test"), columns, lines),

@@ -144,6 +144,20 @@ def beside(here: str, printed: float | None) -> str:
     return " ".join(text for text in (here, "" if printed is None else f"({printed:.1f})") if text)
 
 
+def outcome(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How the seeds of a row ended, each with a `reason` where it failed."""
+    done = [line["seed"] for line in lines if "reason" not in line]
+    failed = [{"seed": line["seed"], "reason": line["reason"]} for line in lines if "reason" in line]
+    return {"state": "failed" if failed else "done" if done else "waiting", "seeds": done, "failed": failed}
+
+
+def ending(row: Mapping[str, Any]) -> list[str]:
+    """Cells of an outcome's `seconds` and trouble."""
+    seconds = row["seconds"]["mean"]
+    waiting = "waiting" if row["state"] == "waiting" else ""
+    return ["" if seconds is None else f"{seconds:.1f}", trouble(row["failed"]) or waiting]
+
+
 def trouble(failed: Sequence[Mapping[str, Any]]) -> str:
     """`seeds 0, 1: what happened`: the reason without advice, which is for single runs; the JSON holds both."""
     seeds = defaultdict[str, list[str]](list)

@@ -189,11 +189,7 @@ def _settings(
 
 
 def _beside(
-    title: str,
-    text: str,
-    columns: list[str],
-    values: Sequence[Mapping[str, Any]],
-    shown: Callable[[list[str]], bool],
+    title: str, text: str, columns: list[str], values: Sequence[Mapping[str, Any]], shown: Callable[[list[str]], bool]
 ) -> list[str]:
     """A table with a column for each of several mappings, of those keys whose values are to be shown; columns that are
     equal are one.

@@ -12,7 +12,7 @@ import io
 import json
 import typing
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,26 +172,23 @@ def _rows(pool: Path) -> Iterator[dict[str, Any]]:
         if run.stage == "distill":
             row["teacher"] = names.get(run.source)
             row["method"] = runs[row["teacher"]].config.get("method.name") if row["teacher"] else None
-        yield from (
-            _scored({**row, **run.progress(None)}, [])
-            if name not in scores
-            else (line for one in scores[name] for line in _scored({**row, **run.progress(one.epoch)}, [one]))
-        )
+        for found in (*scores[name],) or (None,):
+            yield from _scored({**row, **run.progress(None if found is None else found.epoch)}, found)
     for one in (one for name in BASELINES for one in scores[name]):
         model = {field: value for field, value in one.settings.items() if field.startswith("model.")}
         facts = {"run": one.encoder, "method": one.encoder, "config": json.dumps(model), "state": "done"}
-        yield from _scored({**facts, "seed": one.seed}, [one])
+        yield from _scored({**facts, "seed": one.seed}, one)
 
 
-def _scored(row: Mapping[str, Any], scores: Sequence[Scored]) -> Iterator[dict[str, Any]]:
+def _scored(row: Mapping[str, Any], one: Scored | None) -> Iterator[dict[str, Any]]:
     """A row for each split, or one without a score."""
-    if not scores:
+    if one is None:
         yield dict(row)
-    for one in scores:
-        heads = json.dumps({field: value for field, value in one.settings.items() if field.startswith("eval.")})
-        facts = {"task": one.task, "metric": one.metric, "head": one.head, "heads": heads, "file": str(one.file)}
-        for split, score in one.scores.items():
-            yield {**row, **facts, "split": split, "score": score}
+        return
+    heads = json.dumps({field: value for field, value in one.settings.items() if field.startswith("eval.")})
+    facts = {"task": one.task, "metric": one.metric, "head": one.head, "heads": heads, "file": str(one.file)}
+    for split, score in one.scores.items():
+        yield {**row, **facts, "split": split, "score": score}
 
 
 def _run_of(path: Path) -> _Run:
@@ -225,9 +222,8 @@ class _Run:
     def facts(self) -> dict[str, Any]:
         """Columns that are the same for all of its scores."""
         over = {"state": "done", "reason": None} if self.result is not None else {}
-        made, last = self._made, {**self._lines[-1]} if self._lines else None
-        if last is not None:
-            last.pop("parts", None)
+        made, last = self._made, self._lines[-1] if self._lines else {}
+        last = {name: value for name, value in last.items() if name != "parts"}
         return {
             "run": self.path.name,
             "digest": self.digest,
@@ -237,7 +233,7 @@ class _Run:
             "seed": self.config["train.seed"],
             "set": made.get("set"),
             "clips": self._clips,
-            "log": None if last is None else json.dumps(last),
+            "log": json.dumps(last) if last else None,
             "commit": made.get("commit"),
             "versions": json.dumps(made.get("versions")),
             "device": made.get("device"),

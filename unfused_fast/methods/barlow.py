@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import batch_norm
 
 from unfused_fast.distributed import gather_rows
-from unfused_fast.methods.method import Log, Method, Passes, check_batch
+from unfused_fast.methods.method import Method, check_batch
 from unfused_fast.methods.signs import CorrelationSigns
 
 
@@ -41,12 +41,7 @@ class Barlow(Method):
 
     def set_up(self, clips: int) -> None:
         check_batch(self.config, clips, "correlates outputs over a batch")
-        self.views = 2 + self.config.views.local
         self.signs = CorrelationSigns(self.ranks)
-
-    def begin_epoch(self, epoch: int, passes: Passes) -> Log:
-        self.signs.begin_epoch()
-        return {}
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
         """Of the first view with each other one; the mean over these. Projections of all ranks' clips are gathered with
@@ -60,12 +55,3 @@ class Barlow(Method):
             self.signs.note_correlations(correlations)
             losses.append(settings.barlow_weight * barlow_loss(correlations, settings.barlow_lambda))
         return torch.stack(losses).mean()
-
-    def after_step(self, clip_ids: Tensor) -> None:
-        self.signs.after_step()
-
-    def end_epoch(self) -> Log:
-        return self.signs.log()
-
-    def summary(self, log: Log) -> str:
-        return self.signs.summary(log)

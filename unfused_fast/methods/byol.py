@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity
 
 from unfused_fast.config import Config
-from unfused_fast.methods.method import Log, Method, Passes
-from unfused_fast.methods.signs import Signs
+from unfused_fast.methods.method import Method
+from unfused_fast.methods.signs import DeviationSigns
 from unfused_fast.models import PretrainNetwork, Projector, follow, follower
 
 
@@ -49,18 +49,13 @@ class BYOL(Method):
     title, views = "BYOL-A", 2
 
     def set_up(self, clips: int) -> None:
-        self.views = 2 + self.config.views.local
         self.target = follower(self.network)
         self.target.predictor = nn.Identity()
-        self.signs = Signs(self.ranks, "shared_direction")
+        self.signs = DeviationSigns(self.ranks)
 
     @classmethod
     def build(cls, config: Config) -> nn.Module:
         return PredictorNetwork(config)
-
-    def begin_epoch(self, epoch: int, passes: Passes) -> Log:
-        self.signs.begin_epoch()
-        return {}
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
         """Symmetric: each view predicts the other. Source: BYOL-A's authors, who add both directions. Local views
@@ -71,22 +66,10 @@ class BYOL(Method):
         with self.part("forward"):
             predictions = [self.run(view) for view in views]
         pairs = [(by, of) for by in range(len(views)) for of in range(2) if of != by]
-        # |mean of unit outputs|^2, the mean cosine of all pairs of clips
-        outputs = normalize(predictions[0].detach(), dim=1)
-        every = self.ranks.gather_parts(outputs, self.ranks.sizes)
-        self.signs.note(outputs.sum(dim=0) @ every.mean(dim=0) / len(every))
+        self.signs.note_outputs(predictions[0].detach())
         return 2 * torch.stack([byol_loss(predictions[by], targets[of]) for by, of in pairs]).mean()
 
     def after_step(self, clip_ids: Tensor) -> None:
         """The target follows."""
         follow(self.target, self.network, self.config.method.ema)
-        self.signs.after_step()
-
-    def end_epoch(self) -> Log:
-        """Root mean square over dimensions of the deviation of unit outputs over a batch, times the root of P: 1 where
-        they point everywhere, 0 where all are the same.
-        """
-        return {"output_std": round(max(0.0, 1 - self.signs.means()["shared_direction"]) ** 0.5, 4)}
-
-    def summary(self, log: Log) -> str:
-        return f"  std of outputs {log['output_std']:.3f} (1 spread, 0 collapsed)"
+        super().after_step(clip_ids)

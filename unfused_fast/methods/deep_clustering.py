@@ -113,9 +113,7 @@ class DeepClustering(Method):
 
     def begin_epoch(self, epoch: int, passes: Passes) -> Log:
         """Assignment phase; then resets the bank's write counts."""
-        log: Log = {}
-        if self.instance is not None:
-            self.instance.begin_epoch()
+        log = super().begin_epoch(epoch, passes)
         if self.clusters is None or (epoch - 1) % self.config.cluster.every_epochs == 0:
             if self.clusters is None or not self.filled_by_training:
                 self._fill_bank(passes)
@@ -205,8 +203,7 @@ class DeepClustering(Method):
         """Updates heads that are trained; the follower follows; projections for the bank become its rows."""
         for head in self.heads:
             head.step()
-        if self.instance is not None:
-            self.instance.after_step()
+        super().after_step(clip_ids)
         if self.follower is not None:
             follow(self.follower, self.network, self.config.method.ema)
         if self.filled_by_training:
@@ -237,7 +234,7 @@ class DeepClustering(Method):
         """Every row of the bank was written exactly once by the epoch, where training fills it."""
         if self.filled_by_training:
             self._check_cover()
-        return {} if self.instance is None else self.instance.log()
+        return super().end_epoch()
 
     def summary(self, log: Log) -> str:
         """ln K, the loss of a uniform prediction, for comparison; NMI with the clustering before; sizes."""
@@ -250,7 +247,7 @@ class DeepClustering(Method):
                 f"largest {log['largest_cluster']:.1%}, mean cosine {log['mean_cosine']:.3f}, "
                 f"effective rank {log['effective_rank']:.1f}, clustered in {log['cluster_seconds']:.2f} s"
             )
-        return "  ".join(words) + ("" if self.instance is None else self.instance.summary(log))
+        return "  ".join(words) + super().summary(log)
 
     def notes(self) -> dict[str, Any]:
         """K of the first head, and how the clusterings went."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from unfused_fast.config import Config
 from unfused_fast.distributed import gather_rows
 from unfused_fast.methods.barlow import Barlow, barlow_loss, cross_correlation
-from unfused_fast.methods.method import Log, Passes, check_batch
+from unfused_fast.methods.method import check_batch
 from unfused_fast.methods.moco import MoCo
 from unfused_fast.methods.signs import CorrelationSigns
 from unfused_fast.models import PretrainNetwork, block_features, block_sizes, build_projector
@@ -78,10 +78,6 @@ class DeloresM(MoCo):
     def build(cls, config: Config) -> nn.Module:
         return DeloresNetwork(config)
 
-    def begin_epoch(self, epoch: int, passes: Passes) -> Log:
-        self.correlations.begin_epoch()
-        return super().begin_epoch(epoch, passes)
-
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
         """InfoNCE, plus the term of each block. Source: authors, who add them. Of local views, which are queries, the
         mean counts.
@@ -108,13 +104,3 @@ class DeloresM(MoCo):
         made = self.run(*(block for blocks in views for block in blocks), network=self.network.get_submodule("heads"))
         every, size = [gather_rows(rows.float(), self.ranks) for rows in made], len(views[0])
         return [every[begin : begin + size] for begin in range(0, len(every), size)]
-
-    def after_step(self, clip_ids: Tensor) -> None:
-        super().after_step(clip_ids)
-        self.correlations.after_step()
-
-    def end_epoch(self) -> Log:
-        return {**super().end_epoch(), **self.correlations.log()}
-
-    def summary(self, log: Log) -> str:
-        return super().summary(log) + self.correlations.summary(log)

@@ -13,17 +13,17 @@ B clips in a batch, n of them on this rank, P size of a projection.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from unfused_fast.config import Config
 from unfused_fast.distributed import Ranks, gather_rows
 from unfused_fast.methods.barlow import barlow_loss, cross_correlation
-from unfused_fast.methods.method import Log, check_batch
-from unfused_fast.methods.signs import ContrastSigns, CorrelationSigns, Signs
+from unfused_fast.methods.method import Log, Signs, check_batch
+from unfused_fast.methods.signs import ContrastSigns, CorrelationSigns, MeanSigns
 from unfused_fast.methods.simclr import batch_nt_xent
 
 
-class InstanceTerm(nn.Module):
+class InstanceTerm(Signs):
     """The term `loss.instance`, its mean over an epoch, and its signs of collapse."""
 
     signs: ContrastSigns | CorrelationSigns
@@ -34,7 +34,7 @@ class InstanceTerm(nn.Module):
         self.config, self.ranks = config, ranks
         check_batch(config, clips, f"with loss.instance = {config.loss.instance} compares the clips of a batch")
         self.signs = (ContrastSigns if config.loss.instance == "simclr" else CorrelationSigns)(ranks)
-        self.means = Signs(ranks, "instance_loss")
+        self.means = MeanSigns(ranks, "instance_loss")
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """(n, P) projections of both views of this rank's clips -> () the term: NT-Xent at `loss.instance_temperature`;
@@ -54,12 +54,10 @@ class InstanceTerm(nn.Module):
         return barlow_loss(correlations, self.config.method.barlow_lambda) / len(correlations)
 
     def begin_epoch(self) -> None:
-        """Forgets the epoch before."""
         self.signs.begin_epoch()
         self.means.begin_epoch()
 
     def after_step(self) -> None:
-        """The step counts."""
         self.signs.after_step()
         self.means.after_step()
 
@@ -68,5 +66,4 @@ class InstanceTerm(nn.Module):
         return {**{name: round(value, 6) for name, value in self.means.means().items()}, **self.signs.log()}
 
     def summary(self, log: Log) -> str:
-        """For the epoch's line."""
         return f"  of which {self.config.loss.instance} {log['instance_loss']:.3f}{self.signs.summary(log)}"

@@ -99,9 +99,29 @@ class Trainable(nn.Module):
         return None
 
 
+class Signs(nn.Module):
+    """Early signs of a collapse, over the steps of an epoch (signs.py). Part of a checkpoint, so that a run resumed
+    within an epoch logs the same numbers; nothing waits for the device before `log`.
+    """
+
+    def begin_epoch(self) -> None:
+        """Forgets the epoch before."""
+
+    def after_step(self) -> None:
+        """The step counts."""
+
+    def log(self) -> Log:
+        """For the epoch's log."""
+        raise NotImplementedError
+
+    def summary(self, log: Log) -> str:
+        """For the epoch's line."""
+        raise NotImplementedError
+
+
 class Method(Trainable):
     """A way to learn from clips without labels. `network.encoder` is kept in the end; heads other than
-    `network.projector`, queues and moving averages are submodules and buffers of the method.
+    `network.projector`, queues, moving averages and signs of collapse are submodules and buffers of the method.
     """
 
     title: str
@@ -122,10 +142,13 @@ class Method(Trainable):
         super().__init__(self.build(config))
         self.config, self.device, self.ranks = config, device, ranks
         self.first_id, self.left_out = first_id, left_out
+        self.views += config.views.local
         self.set_up(clips)
 
     def set_up(self, clips: int) -> None:
-        """Makes what the method has beside `network`: heads, queues, a bank; `views`, where the config decides it."""
+        """Makes what the method has beside `network`: heads, queues, a bank; `views`, where they are not those of the
+        class and local ones.
+        """
 
     @classmethod
     def build(cls, config: Config) -> nn.Module:
@@ -133,6 +156,32 @@ class Method(Trainable):
         `projector` from a checkpoint.
         """
         return PretrainNetwork(config)
+
+    @property
+    def frames(self) -> list[int]:
+        """Log-mel frames T of each view of a step; local ones are the last."""
+        local = self.config.views.local
+        return [self.config.crop_frames] * (self.views - local) + [self.config.local_frames] * local
+
+    @property
+    def signs_of_collapse(self) -> list[Signs]:
+        """Those among the method's own submodules."""
+        return [module for module in self.children() if isinstance(module, Signs)]
+
+    def begin_epoch(self, epoch: int, passes: Passes) -> Log:
+        for signs in self.signs_of_collapse:
+            signs.begin_epoch()
+        return {}
+
+    def after_step(self, clip_ids: Tensor) -> None:
+        for signs in self.signs_of_collapse:
+            signs.after_step()
+
+    def end_epoch(self) -> Log:
+        return {name: value for signs in self.signs_of_collapse for name, value in signs.log().items()}
+
+    def summary(self, log: Log) -> str:
+        return "".join(signs.summary(log) for signs in self.signs_of_collapse)
 
     def description(self) -> str:
         """For the first line that a run prints."""

@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.errors import UserError
-from unfused_fast.methods.method import LEAST_CLIPS, Log, Method, Passes
+from unfused_fast.methods.method import LEAST_CLIPS, Method
 from unfused_fast.methods.signs import ContrastSigns
 from unfused_fast.models import KeyQueue, follow, follower
 
@@ -51,7 +51,6 @@ class MoCo(Method):
                 f"model.sync_bn = False: by BatchNorm over one process's few clips {config.method.name} could tell "
                 "which key is whose; leave it at True"
             )
-        self.views = 2 + config.views.local
         self.key_network = follower(self.network)
         keys, batch = resolve_queue(config, clips), config.train.clips_a_step(clips)
         if keys < batch and config.method.queue != "auto":
@@ -69,10 +68,6 @@ class MoCo(Method):
         self.signs = ContrastSigns(self.ranks)
         self._keys = list[list[Tensor]]()
         """Keys of this rank's clips, of each direction, from each part of the current batch."""
-
-    def begin_epoch(self, epoch: int, passes: Passes) -> Log:
-        self.signs.begin_epoch()
-        return {}
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
         """The second view is the key, the first the query, and so are local ones."""
@@ -101,13 +96,7 @@ class MoCo(Method):
         for parts in zip(*self._keys, strict=True):
             self.queue.push(self.ranks.gather_parts(torch.cat(parts), self.ranks.sizes))
         self._keys = []
-        self.signs.after_step()
-
-    def end_epoch(self) -> Log:
-        return self.signs.log()
-
-    def summary(self, log: Log) -> str:
-        return self.signs.summary(log)
+        super().after_step(clip_ids)
 
     def description(self) -> str:
         return f"{self.title}, queue of {len(self.queue.keys):,} keys"

@@ -8,18 +8,16 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from unfused_fast.clustering import cluster_sizes
 from unfused_fast.distributed import Ranks
-from unfused_fast.methods.method import Log
+from unfused_fast.methods.method import Log, Signs
 
 
-class Signs(nn.Module):
-    """Means over the steps of an epoch, each number itself a sum over the clips of all ranks. Part of a checkpoint, so
-    that a run resumed within an epoch logs the same numbers; nothing waits for the device before `means`.
-    """
+class MeanSigns(Signs):
+    """Means over the steps of an epoch, each number itself a sum over the clips of all ranks."""
 
     sums: Tensor
     steps: Tensor
@@ -43,7 +41,6 @@ class Signs(nn.Module):
         self._step = []
 
     def begin_epoch(self) -> None:
-        """Forgets the epoch before."""
         self.sums.zero_()
         self.steps.zero_()
 
@@ -52,7 +49,7 @@ class Signs(nn.Module):
         return dict(zip(self.names, (self.sums / self.steps.clamp(min=1)).tolist(), strict=True))
 
 
-class ContrastSigns(Signs):
+class ContrastSigns(MeanSigns):
     """Alignment, the mean squared distance of a clip's two views, and uniformity, the logarithm of the mean of
     exp(-2 squared distance) over pairs of clips, both at unit norm. Source: Wang and Isola, arXiv 2005.10242.
 
@@ -73,17 +70,15 @@ class ContrastSigns(Signs):
         self.note(distances / clips, others / (clips * max(1, clips - 1)))
 
     def log(self) -> Log:
-        """For the epoch's log."""
         means = self.means()
         closeness = max(means["closeness"], 1e-9)  # rounding may leave less than nothing
         return {"alignment": round(means["alignment"], 4), "uniformity": round(math.log(closeness), 4)}
 
     def summary(self, log: Log) -> str:
-        """For the epoch's line."""
         return f"  alignment {log['alignment']:.3f}, uniformity {log['uniformity']:.2f} (both 0 collapsed)"
 
 
-class CorrelationSigns(Signs):
+class CorrelationSigns(MeanSigns):
     """Of the cross-correlation of two views the mean of the diagonal, and of the absolute values beside it.
 
     The diagonal is 1 where the views agree, 0 where all clips give the same; beside it 0 is what is wanted, and 1 where
@@ -102,25 +97,46 @@ class CorrelationSigns(Signs):
         self.note(share * diagonal.mean(), share * others)
 
     def log(self) -> Log:
-        """For the epoch's log."""
         return {name: round(value, 4) for name, value in self.means().items()}
 
     def summary(self, log: Log) -> str:
-        """For the epoch's line."""
         return (
             f"  correlation of views {log['diagonal']:.3f} (0 collapsed), "
             f"of dimensions {log['off_diagonal']:.3f} (1 collapsed)"
         )
 
 
-class UsageSigns(nn.Module):
-    """How evenly K clusters are used in an epoch, by the mean of the clips' shares in them. Part of a checkpoint."""
+class DeviationSigns(MeanSigns):
+    """Root mean square over dimensions of the deviation of unit outputs over a batch, times the root of P: 1 where they
+    point everywhere, 0 where all are the same.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__(ranks, "shared_direction")
+
+    @torch.no_grad()
+    def note_outputs(self, outputs: Tensor) -> None:
+        """(n, P) of this rank's clips, of any norm: notes |mean of unit outputs|^2, the mean cosine of all pairs."""
+        units = normalize(outputs, dim=1)
+        every = self.ranks.gather_parts(units, self.ranks.sizes)
+        self.note(units.sum(dim=0) @ every.mean(dim=0) / len(every))
+
+    def log(self) -> Log:
+        return {"output_std": round(max(0.0, 1 - self.means()["shared_direction"]) ** 0.5, 4)}
+
+    def summary(self, log: Log) -> str:
+        return f"  std of outputs {log['output_std']:.3f} (1 spread, 0 collapsed)"
+
+
+class UsageSigns(Signs):
+    """How evenly K clusters are used in an epoch, by the mean of the clips' shares in them."""
 
     used: Tensor
 
-    def __init__(self, ranks: Ranks, k: int) -> None:
+    def __init__(self, ranks: Ranks, k: int, what: str) -> None:
+        """`what` the method calls them."""
         super().__init__()
-        self.ranks = ranks
+        self.ranks, self.what = ranks, what
         self.register_buffer("used", torch.zeros(k, dtype=torch.float64))
         self._step = list[Tensor]()
 
@@ -135,9 +151,11 @@ class UsageSigns(nn.Module):
         self._step = []
 
     def begin_epoch(self) -> None:
-        """Forgets the epoch before."""
         self.used.zero_()
 
     def log(self) -> Log:
-        """For the epoch's log: exp(H) of the mean shares, K where all are used equally, 1 where one alone is."""
+        """exp(H) of the mean shares, K where all are used equally, 1 where one alone is."""
         return {"perplexity": round(cluster_sizes(self.used).perplexity, 2)}
+
+    def summary(self, log: Log) -> str:
+        return f"  {log['perplexity']:.1f} of {len(self.used)} {self.what} in use (1 collapsed)"

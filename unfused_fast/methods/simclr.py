@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from unfused_fast.config import Config
 from unfused_fast.distributed import Ranks, gather_rows
-from unfused_fast.methods.method import Log, Method, Passes, check_batch
+from unfused_fast.methods.method import Method, check_batch
 from unfused_fast.methods.signs import ContrastSigns
 
 
@@ -63,10 +63,6 @@ class SimCLR(Method):
             network.add_module("similarity", nn.Linear(config.model.proj_dim, config.model.proj_dim, bias=False))
         return network
 
-    def begin_epoch(self, epoch: int, passes: Passes) -> Log:
-        self.signs.begin_epoch()
-        return {}
-
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
         """Projections of all ranks' clips are gathered with their gradient; each rank's anchors are its own."""
         with self.part("forward"):
@@ -76,15 +72,6 @@ class SimCLR(Method):
         if self.config.method.similarity == "bilinear":
             return bilinear_loss(first, self.network.get_submodule("similarity")(others), self.ranks.rows[1])
         return batch_nt_xent(every, others, len(first), self.config.loss.temperature, self.ranks)
-
-    def after_step(self, clip_ids: Tensor) -> None:
-        self.signs.after_step()
-
-    def end_epoch(self) -> Log:
-        return self.signs.log()
-
-    def summary(self, log: Log) -> str:
-        return self.signs.summary(log)
 
     def description(self) -> str:
         return self.title if self.config.method.similarity == "cosine" else f"{self.title} with bilinear similarity"

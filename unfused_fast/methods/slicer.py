@@ -72,7 +72,7 @@ class Slicer(MoCo):
         super().set_up(clips)
         check_batch(self.config, clips, "compares clusters over a batch")
         self.key_network.clusterer = nn.Identity()  # clusters are the query's, as in the authors' code
-        self.usage = UsageSigns(self.ranks, resolve_k(self.config, clips))
+        self.usage = UsageSigns(self.ranks, resolve_k(self.config, clips), "clusters")
         self._wanted = max(round(SHARE * clips), min(clips, LEAST))
         wanted = self.config.aug.mixup.ratio > 0 and self.config.aug.mixup.partner == "farthest"
         self.register_buffer("centroids", torch.zeros(CENTROIDS, self.config.frontend.n_mels) if wanted else None)
@@ -91,7 +91,6 @@ class Slicer(MoCo):
         if epoch == 1 and self.centroids is not None:
             with self.part("k-mix"):
                 self.centroids.copy_(self._found_centroids(passes))
-        self.usage.begin_epoch()
         return super().begin_epoch(epoch, passes)
 
     @torch.no_grad()
@@ -123,15 +122,3 @@ class Slicer(MoCo):
         self.usage.note_shares(shares[0])
         clusters = cluster_loss(*(gather_rows(of, self.ranks) for of in shares[:2]))
         return self.contrast(([first, *local], keys[1]), ([second, *local], keys[0])) + clusters
-
-    def after_step(self, clip_ids: Tensor) -> None:
-        super().after_step(clip_ids)
-        self.usage.after_step()
-
-    def end_epoch(self) -> Log:
-        return {**super().end_epoch(), **self.usage.log()}
-
-    def summary(self, log: Log) -> str:
-        return (
-            f"{super().summary(log)}, {log['perplexity']:.1f} of {len(self.usage.used)} clusters in use (1 collapsed)"
-        )

@@ -62,21 +62,16 @@ class SwAV(Method):
     def set_up(self, clips: int) -> None:
         config = self.config
         check_batch(config, clips, "assigns a batch evenly to prototypes")
-        self.k, dim, size = (
-            resolve_k(config, clips),
-            config.model.proj_dim,
-            resolve_queue(config, clips, MOST_ROWS),
-        )
+        self.k, dim, size = resolve_k(config, clips), config.model.proj_dim, resolve_queue(config, clips, MOST_ROWS)
         self.prototypes = nn.Parameter(normalize(torch.randn(self.k, dim), dim=1))
-        self.queues = nn.ModuleList(KeyQueue(size, dim) for _ in range(self.views))
-        self.views += config.views.local
-        self.signs = UsageSigns(self.ranks, self.k)
+        self.queues = nn.ModuleList(KeyQueue(size, dim) for _ in range(2))
+        self.signs = UsageSigns(self.ranks, self.k, "prototypes")
         self._epoch, self._projected = 0, list[list[Tensor]]()
         """This epoch; projections of both views of this rank's clips, from each part of the current batch."""
 
     def begin_epoch(self, epoch: int, passes: Passes) -> Log:
         self._epoch = epoch
-        self.signs.begin_epoch()
+        super().begin_epoch(epoch, passes)
         return {"k": self.k, "ln_k": round(math.log(self.k), 4)}
 
     def loss(self, views: tuple[Tensor, ...], clip_ids: Tensor) -> Tensor:
@@ -111,14 +106,11 @@ class SwAV(Method):
         for queue, parts in zip(self.queues, zip(*self._projected, strict=True), strict=True):
             cast(KeyQueue, queue).push(self.ranks.gather_parts(torch.cat(parts), self.ranks.sizes))
         self._projected = []
-        self.signs.after_step()
-
-    def end_epoch(self) -> Log:
-        return self.signs.log()
+        super().after_step(clip_ids)
 
     def summary(self, log: Log) -> str:
         """ln K, the loss of a uniform prediction, for comparison; and how many prototypes are in use."""
-        return f" (ln K {log['ln_k']:.2f})  {log['perplexity']:.1f} of {log['k']} prototypes in use (1 collapsed)"
+        return f" (ln K {log['ln_k']:.2f}){super().summary(log)}"
 
     def load_notes(self, notes: dict[str, Any]) -> None:
         """The epoch, by which prototypes are frozen and queues used, is that of the checkpoint's position."""

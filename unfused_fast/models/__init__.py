@@ -20,7 +20,7 @@ from unfused_fast.models.audiontt import (
     layer_steps,
     pool_time,
 )
-from unfused_fast.models.cost import Cost, encoder_cost, operations, step_bytes, step_cost
+from unfused_fast.models.cost import Cost, clip_cost, encoder_cost, operations, step_bytes
 from unfused_fast.models.efficientnet import EfficientNetB0
 from unfused_fast.models.encoder import EncoderOutput
 from unfused_fast.models.momentum import KeyQueue, follow, follower

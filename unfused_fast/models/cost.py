@@ -4,6 +4,7 @@ operations and bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,25 +74,27 @@ def step_bytes(config: Config, clips: int) -> int:
     Ours: 5/4 of what its backward pass needs in float32. The peaks of both encoders on a CPU were 1.14 to 1.18 of it in
     float32, and 0.6 to 0.95 in bf16, where half-precision copies of the weights come in.
     """
-    return step_cost(config, 1)[1] * clips * 5 // (4 * len(config.trained_frames))
-
-
-def step_cost(config: Config, k: int) -> tuple[int, int]:
-    """What one clip costs in a step: operations of the bank's own forward pass, where it has one, of those with
-    gradient, and their backward passes, scores of K prototypes included; and float32 bytes kept for these.
-    """
     with torch.device("meta"):
         network = PretrainNetwork(config).train()
-    (first, kept), (second, more) = (_counted(network, config, k, batch) for batch in (2, 4))
+    frames = config.trained_frames
+
+    def loss(batch: int) -> Tensor:
+        views = (torch.empty(batch, 1, config.frontend.n_mels, count, device="meta") for count in frames)
+        return torch.stack([network(view).sum() for view in views]).sum()
+
+    return clip_cost(loss)[1] * clips * 5 // (4 * len(frames))
+
+
+def clip_cost(loss: Callable[[int], Tensor]) -> tuple[int, int]:
+    """What one clip costs in a step: operations of the products, and float32 bytes kept for the backward pass. `loss`
+    of a batch of some size is computed on tensors without memory.
+    """
+    (first, kept), (second, more) = (_counted(loss, batch) for batch in (2, 4))
     return (second - first) // 2, (more - kept) // 2
 
 
-def _counted(network: torch.nn.Module, config: Config, k: int, batch: int) -> tuple[int, int]:
+def _counted(loss: Callable[[int], Tensor], batch: int) -> tuple[int, int]:
     """Operations of a step of a batch, and bytes of distinct tensors kept for its backward pass."""
-    whole, *more = (
-        torch.empty(batch, 1, config.frontend.n_mels, frames, device="meta") for frames in config.trained_frames
-    )
-    prototypes = torch.empty(config.model.proj_dim, max(k, 1), device="meta")
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -99,10 +102,7 @@ def _counted(network: torch.nn.Module, config: Config, k: int, batch: int) -> tu
         return tensor
 
     with FlopCounterMode(display=False) as counter:
-        if config.bank.own_forward:
-            with torch.no_grad():
-                network(whole)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            scores = [network(views) @ prototypes for views in (whole, *more)]
-        torch.autograd.backward([each.sum() for each in scores])
+            made = loss(batch)
+        torch.autograd.backward(made)
     return int(counter.get_total_flops()), sum(tensor.nbytes for tensor in kept.values())

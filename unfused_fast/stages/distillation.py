@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,24 +85,10 @@ def pseudo_labels(
     pool = "mean" if kind in ("block1", "block2", "block3") else frozen.config.model.pool
     window = Window(settings.seconds, settings.crop, seed, epoch) if settings.seconds else None
 
-    def of(split: str) -> Tensor:
-        train, store = split == "train", config.data.store  # the student reads train again
-        missing = left_out if train else ()
-        return extract(
-            frozen,
-            shards,
-            split,
-            kind,
-            pool,
-            device,
-            store,
-            read_again=train,
-            window=window,
-            left_out=missing,
-            ranks=ranks,
-        )
-
-    features = torch.cat([of("train"), *(of(split) for split in settings.splits if split != "train")])
+    store = config.data.store
+    of = partial(extract, frozen, shards, kind=kind, pool=pool, device=device, store=store, window=window, ranks=ranks)
+    train = of("train", read_again=True, left_out=left_out)  # the student reads it again
+    features = torch.cat([train, *(of(split) for split in settings.splits if split != "train")])
     labels = torch.empty(clips, dtype=torch.int64, device=device)
 
     def cluster() -> None:
@@ -128,12 +115,8 @@ def labels_digest(labels: Tensor) -> str:
 def write_pseudo_labels(path: Path, shards: ShardSet, targets: Tensor) -> None:
     """clip_id, key, pseudo_label: one row per clip of the train split."""
     clips = shards.clips_in("train")
-    pq.write_table(
-        pa.table(
-            {"clip_id": clips.column("clip_id"), "key": clips.column("key"), "pseudo_label": targets.cpu().numpy()}
-        ),
-        path,
-    )
+    columns = {"clip_id": clips["clip_id"], "key": clips["key"], "pseudo_label": targets.cpu().numpy()}
+    pq.write_table(pa.table(columns), path)
 
 
 def kl_term(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -195,7 +178,6 @@ class Distillation(Trainable):
 
     network: DistillNetwork
     targets: Tensor
-    epochs: Tensor
 
     def __init__(
         self,
@@ -214,10 +196,11 @@ class Distillation(Trainable):
         self.views = 2 if config.distill.contrast else 1
         self.register_buffer("targets", targets)
         self.start: nn.Module | None = None
-        """The encoder as the teacher gave it, with `distill.teacher_share`; and the number of epochs that are done."""
+        """The encoder as the teacher gave it, with `distill.teacher_share`."""
         if config.distill.init == "teacher" and config.distill.teacher_share:
             self.start = follower(self.network.encoder)
-            self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
+        self._epoch, self._mean = 0, [0.0 if self.start is None else config.distill.teacher_share, config.train.epochs]
+        """This epoch; the teacher's share, and the epoch after which its weights are mixed in."""
 
     def begins(self) -> None:
         """The network has its first weights."""
@@ -226,7 +209,7 @@ class Distillation(Trainable):
 
     def begin_epoch(self, epoch: int, passes: Passes) -> Log:
         """Keeps the pseudo-labels, or refreshes them by `pseudo.refresh_epochs`. Source: authors (clustered once)."""
-        every = self.config.pseudo.refresh_epochs
+        self._epoch, every = epoch, self.config.pseudo.refresh_epochs
         if not every or epoch == 1 or (epoch - 1) % every:
             return {}
         assert self._relabelled is not None
@@ -248,14 +231,31 @@ class Distillation(Trainable):
     @torch.no_grad()
     def end_epoch(self) -> Log:
         """After the last epoch the encoder becomes a mean of the teacher's and what was learned."""
-        if self.start is not None:
-            self.epochs += 1
-            if int(self.epochs) == self.config.train.epochs:
-                learned, first = (of.state_dict().values() for of in (self.network.encoder, self.start))
-                for own, given in zip(learned, first, strict=True):
-                    if own.is_floating_point():  # not the counts of BatchNorm
-                        own.lerp_(given, self.config.distill.teacher_share)
+        share, last = self._mean
+        if self.start is not None and self._epoch == last:
+            learned, first = (of.state_dict().values() for of in (self.network.encoder, self.start))
+            for own, given in zip(learned, first, strict=True):
+                if own.is_floating_point():  # not the counts of BatchNorm
+                    own.lerp_(given, share)
         return {}
+
+    def notes(self) -> dict[str, Any]:
+        """How the mean with the teacher's weights is planned."""
+        return {"mean": self._mean}
+
+    def load_notes(self, notes: dict[str, Any]) -> None:
+        self._epoch = notes["epoch"] + bool(notes["batch"])
+
+    def fault(self, notes: dict[str, Any]) -> str | None:
+        """Another share of the teacher's weights than this run would have then, as with other epochs."""
+        plans = notes.get("mean", self._mean), self._mean
+        before, now = (share if notes["epoch"] >= last else 0.0 for share, last in plans)
+        if before == now:
+            return None
+        return (
+            f"epoch {notes['epoch']}: the teacher's weights have a share of {before:g} in its encoder, and would have "
+            f"{now:g} in this run"
+        )
 
 
 def distill(
@@ -295,18 +295,16 @@ def distill(
             with torch.random.fork_rng(on_gpu):  # the student's numbers must not depend on when this is done
                 return pseudo_labels(config, shards, teacher, options.device, epoch, before, left_out, ranks)
 
-        def written(found: Tensor) -> Tensor:
+        def write(labels: Tensor) -> None:
             if ranks.leads:
-                write_pseudo_labels(run.out / PSEUDO_LABELS, shards, found)
+                write_pseudo_labels(run.out / PSEUDO_LABELS, shards, labels)
+
+        def relabelled(epoch: int, before: Tensor) -> Tensor:
+            write(found := clustered(epoch, before))
             return found
 
         torch.manual_seed(config.train.seed)
-        first_id = shards.first_id("train")
-
-        def relabelled(epoch: int, before: Tensor) -> Tensor:
-            return written(clustered(epoch, before))
-
-        student = Distillation(config, first_id, targets, k, relabelled, ranks)
+        student = Distillation(config, shards.first_id("train"), targets, k, relabelled, ranks)
         trainer = Trainer(student, stream, config, options, run)
         if config.distill.init == "teacher" and not run.resumed:
             with torch.random.fork_rng(on_gpu):  # rank 0 alone makes a network; dropout is drawn alike on all
@@ -317,7 +315,7 @@ def distill(
             student.targets = clustered()
         trainer.start()
         if not run.resumed:
-            written(student.targets)
+            write(student.targets)
         sizes = torch.bincount(student.targets, minlength=k)
         console.print(
             f"distill: {clips} clips, batch {trainer.batch_size}, {k} pseudo-classes of {int(sizes.min())} to "

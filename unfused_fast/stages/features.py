@@ -271,18 +271,9 @@ def eval_features(
     found = dict[str, Tensor]()
 
     def extracted(split: str, ranks: Ranks) -> None:
+        missing, store, pool = left_out if split == "train" else (), config.data.store, settings.pool
         found[split] = extract(
-            encoder,
-            shards,
-            split,
-            kind,
-            settings.pool,
-            device,
-            store=config.data.store,
-            read_again=read_again,
-            window=window,
-            left_out=left_out if split == "train" else (),
-            ranks=ranks,
+            encoder, shards, split, kind, pool, device, store, read_again, window, left_out=missing, ranks=ranks
         )
 
     for split in sorted(splits, key=lambda name: name != "train"):

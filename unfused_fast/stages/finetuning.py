@@ -174,7 +174,10 @@ def finetune(
     frozen = encoder_of(encoder, config, options.device)
     config = config_of(config, frozen)
     with Run(out, "finetune", config, shards, options, encoder=encoder, **holdout_input(holdout)) as run:
-        result = run.result() or _tuned(run, config, shards, encoder, clips, part, frozen, options)
+        result = run.result()
+        if result is None:
+            trained, found = _tuned(run, config, shards, clips, part, frozen, options)
+            result = run.finish({**result_of(config, shards, encoder, clips, part, found), **trained})
         draw_confusion(run.out, result)
         return result
 
@@ -194,12 +197,12 @@ def _tuned(
     run: Run,
     config: Config,
     shards: ShardSet,
-    encoder: str,
     clips: LabelledClips,
     part: Round,
     frozen: FrozenEncoder,
     options: Options,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
+    """What the trained run says, and the scores of valid and test by the network of the chosen epoch."""
     statistics, device = frozen.log_mel or set_statistics(shards, config.frontend), options.device
     parts = {name: rows for name, rows in (("valid", part.valid), ("test", part.test)) if len(rows)}
 
@@ -221,14 +224,7 @@ def _tuned(
     )
     trained = trainer.fit()
     task.network.load_state_dict(task.best.state_dict())
-    # scores of the chosen epoch's network; test is read only here, unless it chose the epoch
+    # test is read only here, unless it chose the epoch
     found = {name: (chooser if name == task.by else scored(name, once=True)).scores(task.network) for name in parts}
-    return run.finish(
-        {
-            **result_of(config, shards, encoder, clips, part, found),
-            "chosen_epoch": task.chosen_epoch,
-            "lr": config.optim.lr,
-            "features": task.network.encoder.dim,
-            **trained,
-        }
-    )
+    facts = {"chosen_epoch": task.chosen_epoch, "lr": config.optim.lr, "features": task.network.encoder.dim}
+    return {**facts, **trained}, found

@@ -9,7 +9,7 @@ Source: paper section 3, part 3, and section 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,47 +189,35 @@ def _evaluated(
     report_test_in_training([encoder], shards, clips)
     splits = eval_features(frozen, config, shards, clips.splits, options.device, left_out, ranks=ranks)
     run.start()
-    return run.finish(
-        ranks.first(lambda: _headed(run, config, shards, encoder, options, clips, part, splits, left_out))
-    )
 
+    def headed() -> dict[str, Any]:
+        """The result of the heads on the features of each split."""
+        read = part._replace(train=part.train[~np.isin(clips.clip_ids[part.train], left_out)])
+        features = round_features(config, clips, read, torch.cat([splits[name] for name in clips.splits]))
+        width, rates = features["train"].shape[1], len({config.eval.lr, *config.eval.lr_grid})
+        size = f" of an encoder with model.channels = {config.model.channels}" if encoder == "random" else ""
+        console.print(
+            f"linear: {len(read.train)} train clips, {width} features{size}, {len(clips.label_names)} classes, "
+            f"{counted(rates, 'learning rate')}"
+        )
+        with Profile(run.out / "profile", options.device, options.profile) as profile:
+            heads = LinearHeads(config, clips, read, features, profile.step)
+        scored: list[str] = [name for name in ("valid", "test") if name in features]
+        paper = heads.rates.index(config.eval.lr)
+        at_paper = {name: round(heads.metric(name, paper), 6) for name in scored}
+        scores = {name: heads.scores(name, heads.best) for name in scored}
+        return {
+            **result_of(config, shards, encoder, clips, part, scores),
+            "lr": heads.rates[heads.best],
+            "paper_lr": {"lr": config.eval.lr, "valid": at_paper["valid"], "test": at_paper.get("test")},
+            "valid_by_lr": {
+                f"{rate:g}": round(heads.metric("valid", number), 6) for number, rate in enumerate(heads.rates)
+            },
+            "features": width,
+            **skipped(left_out),
+        }
 
-def _headed(
-    run: Run,
-    config: Config,
-    shards: ShardSet,
-    encoder: str,
-    options: Options,
-    clips: LabelledClips,
-    part: Round,
-    splits: Mapping[str, Tensor],
-    left_out: Sequence[int],
-) -> dict[str, Any]:
-    """The result of the heads on the features of each split."""
-    read = part._replace(train=part.train[~np.isin(clips.clip_ids[part.train], left_out)])
-    features = round_features(config, clips, read, torch.cat([splits[name] for name in clips.splits]))
-    width, rates = features["train"].shape[1], len({config.eval.lr, *config.eval.lr_grid})
-    size = f" of an encoder with model.channels = {config.model.channels}" if encoder == "random" else ""
-    console.print(
-        f"linear: {len(read.train)} train clips, {width} features{size}, {len(clips.label_names)} classes, "
-        f"{counted(rates, 'learning rate')}"
-    )
-    with Profile(run.out / "profile", options.device, options.profile) as profile:
-        heads = LinearHeads(config, clips, read, features, profile.step)
-    scored: list[str] = [name for name in ("valid", "test") if name in features]
-    paper = heads.rates.index(config.eval.lr)
-    at_paper = {name: round(heads.metric(name, paper), 6) for name in scored}
-    scores = {name: heads.scores(name, heads.best) for name in scored}
-    return {
-        **result_of(config, shards, encoder, clips, part, scores),
-        "lr": heads.rates[heads.best],
-        "paper_lr": {"lr": config.eval.lr, "valid": at_paper["valid"], "test": at_paper.get("test")},
-        "valid_by_lr": {
-            f"{rate:g}": round(heads.metric("valid", number), 6) for number, rate in enumerate(heads.rates)
-        },
-        "features": width,
-        **skipped(left_out),
-    }
+    return run.finish(ranks.first(headed))
 
 
 def draw_confusion(out: Path, result: Mapping[str, Any]) -> None:

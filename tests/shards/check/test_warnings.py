@@ -132,18 +132,19 @@ def _clipped_by_hand(signal: NDArray[np.float64]) -> float:
     return sum(run for run in runs if run >= 3) / len(signal)
 
 
-@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
-@pytest.mark.parametrize("gain", [0.9, 1.5, 20.0])
-@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "PCM_U8", "ULAW", "ALAW"])
-def test_clipping_is_measured_at_the_file_s_own_rate(tmp_path: Path, rate: int, gain: float, subtype: str) -> None:
-    time = np.arange(2 * rate) / rate
-    loud = np.clip(gain * (0.7 * np.sin(2 * np.pi * 220 * time) + 0.3 * np.sin(2 * np.pi * 331 * time)), -1, 1)
-    signal = np.stack([0.3 * np.sin(2 * np.pi * 440 * time), loud], axis=1)  # the second channel alone
-    soundfile.write(tmp_path / "a.wav", np.minimum(signal, 32767 / 32768), rate, subtype)
-    share = decode_piece(tmp_path / "a.wav", 2 * rate, 0, 32000).clipped_share
-    by_hand = _clipped_by_hand(np.where(loud > 0.999969, 1.0, loud))
-    assert share == pytest.approx(by_hand, abs=1e-3 if subtype in ("PCM_16", "PCM_24", "FLOAT") else 0.05 * gain**0.5)
-    assert (share >= CLIPPED_SHARE) == (gain > 1) or subtype.endswith("LAW")
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+def test_clipping_is_measured_at_the_file_s_own_rate(tmp_path: Path, rate: int) -> None:
+    time = np.arange(rate // 2) / rate
+    for gain in (0.9, 1.5, 20.0):
+        loud = np.clip(gain * (0.7 * np.sin(2 * np.pi * 220 * time) + 0.3 * np.sin(2 * np.pi * 331 * time)), -1, 1)
+        signal = np.stack([0.3 * np.sin(2 * np.pi * 440 * time), loud], axis=1)  # the second channel alone
+        by_hand = _clipped_by_hand(np.where(loud > 0.999969, 1.0, loud))
+        for subtype in ("PCM_16", "PCM_24", "FLOAT", "PCM_U8", "ULAW", "ALAW"):
+            soundfile.write(tmp_path / "a.wav", np.minimum(signal, 32767 / 32768), rate, subtype)
+            share = decode_piece(tmp_path / "a.wav", len(signal), 0, 8000).clipped_share
+            exact = subtype in ("PCM_16", "PCM_24", "FLOAT")
+            assert share == pytest.approx(by_hand, abs=1e-3 if exact else 0.05 * gain**0.5), (gain, subtype)
+            assert (share >= CLIPPED_SHARE) == (gain > 1) or subtype.endswith("LAW"), (gain, subtype)
 
 
 def test_clipping_belongs_to_the_piece_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +178,7 @@ def test_every_clip_of_flac_is_listened_to_where_that_is_asked_for(
 @pytest.mark.parametrize("name", DEMO_NAMES)
 def test_the_embedded_recordings_raise_no_false_alarm(name: DemoName) -> None:
     """Speech has no fault at all. Of the notes, six brass and synthesiser notes of the font do have a DC offset."""
-    offsets, narrow, rows = 0, 0, demo_rows(name)[::4]
+    offsets, narrow, rows = 0, 0, demo_rows(name)[::8]
     for row in rows:
         signal, _ = soundfile.read(row.path, dtype="int16")
         clipping = Clipping("PCM_16", 1)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import tarfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,8 +16,9 @@ from miniatures import BUILDERS
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.datasets.dataset import Dataset, Discovery
+from unfused_fast.shards.sources.archives import is_archive
 from unfused_fast.shards.sources.listed_path import ListedPath
-from unfused_fast.shards.sources.listing import is_clutter, list_source
+from unfused_fast.shards.sources.listing import Listing, is_clutter
 from unfused_fast.shards.sources.location import Folder
 
 
@@ -54,41 +54,36 @@ def miniature(whole: Callable[[str], Path], tmp_path: Path) -> Callable[[str], P
     return lambda name: Path(shutil.copytree(whole(name), tmp_path / name, copy_function=os.link))
 
 
-def in_a_tar(root: Path, tar: Path) -> Folder | None:
-    """The folder as an archive of it is shown to adapters; None where it holds what no archive shows: links, archives,
-    and folders without a file.
+def as_listed(root: Path) -> Folder | None:
+    """The folder as adapters see it in an archive; None where it holds what no archive shows: links, archives, and
+    folders without a file.
     """
-    if not root.is_dir():
-        return None
-    with tarfile.open(tar, "w", errors="surrogateescape") as archive:
-        for path in root.rglob("*"):
-            empty = path.is_dir() and all(is_clutter(each.name) for each in path.iterdir())
-            if empty or path.is_symlink() or path.suffix in (".zip", ".tar", ".gz", ".tgz"):
-                return None
-            if path.is_file():
-                archive.add(path, path.relative_to(root).as_posix())
-    listing = list_source(tar)
-    listing.title = str(root)
-    return cast(Folder, ListedPath(listing))
+    listing = Listing(str(root))
+    for parent, folders, names in os.walk(root):
+        names = [name for name in names if not is_clutter(name)]
+        paths = [Path(parent, name) for name in names]
+        if not folders + names or any(map(is_archive, names)) or any(map(Path.is_symlink, paths)):
+            return None
+        listing.files |= {path.relative_to(root).as_posix(): path for path in paths}
+    return cast(Folder, ListedPath(listing)) if listing.files else None
 
 
 @pytest.fixture(autouse=True)
-def _in_archives_too(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _in_archives_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each answer of an adapter in these tests, an error among them, is the same for a folder in an archive."""
 
     discover = Dataset.discover
 
-    def answer(dataset: Dataset, root: Any, given: dict[str, str]) -> Discovery | str:
-        try:
-            found = discover(dataset, root, given)
-        except UserError as error:
-            return str(error)
-        return replace(found, rows=[replace(row, path=Path()) for row in found.rows])
-
     def compared(self: Dataset, root: Path, given: dict[str, str]) -> Discovery:
-        if self.name not in ("folder", "csv") and isinstance(root, Path):
-            archived = in_a_tar(root, tmp_path_factory.mktemp("archived") / "root.tar")
-            assert archived is None or answer(self, archived, given) == answer(self, root, given)
-        return discover(self, root, given)
+        listed = as_listed(root) if self.name not in ("folder", "csv") and isinstance(root, Path) else None
+        try:
+            found = discover(self, root, given)
+        except UserError as error:
+            if listed is not None:
+                with pytest.raises(UserError, match=f"^{re.escape(str(error))}$"):
+                    discover(self, listed, given)
+            raise
+        assert listed is None or discover(self, listed, given) == found
+        return found
 
     monkeypatch.setattr(Dataset, "discover", compared)

@@ -19,32 +19,13 @@ from hypothesis import strategies as st
 from unfused_fast.shards.demo import DEMO_NAMES, demo_rows
 from unfused_fast.shards.packing.workers import Workers
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "500"))
-KINDS = {
-    "a.wav": ("WAV", "PCM_16"),
-    "b.wav": ("WAV", "FLOAT"),
-    "c.wav": ("WAV", "IMA_ADPCM"),
-    "d.wav": ("WAV", "MS_ADPCM"),
-    "e.w64": ("W64", "PCM_24"),
-    "f.rf64": ("RF64", "PCM_16"),
-    "g.aiff": ("AIFF", "PCM_16"),
-    "h.au": ("AU", "ULAW"),
-    "i.caf": ("CAF", "ALAC_16"),
-    "j.flac": ("FLAC", "PCM_16"),
-    "k.ogg": ("OGG", "VORBIS"),
-    "l.opus": ("OGG", "OPUS"),
-    "m.mp3": ("MP3", "MPEG_LAYER_III"),
-    "n.wav": ("WAV", "GSM610"),
-    "o.aiff": ("AIFF", "DWVW_16"),
-    "p.au": ("AU", "G721_32"),
-    "q.voc": ("VOC", "PCM_16"),
-    "r.svx": ("SVX", "PCM_16"),
-    "s.sph": ("NIST", "PCM_16"),
-    "t.sds": ("SDS", "PCM_16"),
-    "u.mat": ("MAT5", "PCM_16"),
-    "v.paf": ("PAF", "PCM_24"),
-    "w.xi": ("XI", "DPCM_16"),
-}
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
+KINDS = (
+    *("WAV PCM_16", "WAV FLOAT", "WAV IMA_ADPCM", "WAV MS_ADPCM", "WAV GSM610", "W64 PCM_24", "RF64 PCM_16"),
+    *("AIFF PCM_16", "AIFF DWVW_16", "AU ULAW", "AU G721_32", "CAF ALAC_16", "FLAC PCM_16", "OGG VORBIS", "OGG OPUS"),
+    *("MP3 MPEG_LAYER_III", "NIST PCM_16", "VOC PCM_16", "SVX PCM_16", "SDS PCM_16", "MAT5 PCM_16", "PAF PCM_24"),
+    "XI DPCM_16",
+)
 
 Edit = tuple[str, int, bytes]
 _places = st.one_of(st.integers(0, 127), st.integers(0, 1 << 16))
@@ -59,10 +40,10 @@ def real_files() -> dict[str, bytes]:
     first = demo_rows(DEMO_NAMES[0])[0].path
     signal, rate = soundfile.read(first, frames=16_000)
     files = {}
-    for name, (form, subtype) in KINDS.items():
-        file = io.BytesIO()
+    for kind in KINDS:
+        file, (form, subtype) = io.BytesIO(), kind.split()
         soundfile.write(file, signal, rate, subtype, format=form)
-        files[name] = file.getvalue()
+        files[kind] = file.getvalue()
     return files
 
 
@@ -95,11 +76,11 @@ def mutated(data: bytes, edits: list[Edit]) -> bytes:
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(name=st.sampled_from(sorted(KINDS)), edits=st.lists(_edits, max_size=6))
+@given(kind=st.sampled_from(KINDS), edits=st.lists(_edits, max_size=6))
 def test_a_changed_file_is_packed_or_rejected(
-    real_files: dict[str, bytes], worker: Workers, tmp_path: Path, name: str, edits: list[Edit]
+    real_files: dict[str, bytes], worker: Workers, tmp_path: Path, kind: str, edits: list[Edit]
 ) -> None:
-    path = tmp_path / name
-    path.write_bytes(mutated(real_files[name], edits))
+    path = tmp_path / f"a.{kind.split()[0].lower()}"
+    path.write_bytes(mutated(real_files[kind], edits))
     ((_, answer),) = worker.answers([DecodeJob(path)])
     assert answer in ("packed", "rejected")

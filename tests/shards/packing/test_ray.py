@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,15 +17,20 @@ from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.packing.ray_engine import _check_reachable
 from unfused_fast.shards.sources.source_rows import source_rows
 
-ray = pytest.importorskip("ray", reason="comes with the extra ray")
-
 CLIPS = 400
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(autouse=True)
+def _ray() -> None:
+    """Imported where a test runs: it takes seconds."""
+    pytest.importorskip("ray", reason="comes with the extra ray")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
     """Noise of half a second to a second and a half, some files not finite, one no audio."""
-    folder, generator = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
+    folder, generator = tmp_path / "noise", np.random.default_rng(0)
+    folder.mkdir()
     for number in range(CLIPS):
         noise = generator.standard_normal(int(44100 * generator.uniform(0.5, 1.5))) * 0.1
         soundfile.write(folder / f"{number:03d}.wav", noise * (np.nan if number % 40 == 3 else 1), 44100, "FLOAT")
@@ -49,22 +51,12 @@ def cluster() -> Iterator[Any]:
     made.shutdown()
 
 
-def _start(source: Path, out: Path, address: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "unfused_fast", "shard", str(source), str(out), "--engine", "ray", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "RAY_ADDRESS": address},
-    )
-
-
 @pytest.mark.soak
-def test_same_bytes_though_a_node_dies(source: Path, cluster: Any, tmp_path: Path) -> None:
+def test_same_bytes_though_a_node_dies(source: Path, cluster: Any, cli_process: Any, tmp_path: Path) -> None:
     from unfused_fast.mel import log_mel_statistics
 
     pack(source_rows(source), tmp_path / "local", workers=1, statistics=log_mel_statistics)
-    running = _start(source, tmp_path / "out", cluster.address)
+    running = cli_process("shard", source, tmp_path / "out", "--engine", "ray", "--json", RAY_ADDRESS=cluster.address)
     journal = tmp_path / "out.partial/journal"
     patience = time.monotonic() + 120
     left = list[Path]()  # being made when the node ends, after at least one is done
@@ -88,8 +80,9 @@ def test_an_address_may_have_a_scheme_or_none(scheme: str) -> None:
         _check_reachable(address)
 
 
-def test_no_cluster(source: Path, tmp_path: Path) -> None:
-    running = _start(source, tmp_path / "out", "127.0.0.1:1")
-    _, err = running.communicate(timeout=120)
-    assert running.returncode == 1 and "error: no Ray cluster at 127.0.0.1:1" in err and "Traceback" not in err
+def test_no_cluster(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.wav").touch()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    done = cli("shard", tmp_path, tmp_path / "out", "--engine", "ray")
+    assert done.code == 1 and done.error.startswith("no Ray cluster at 127.0.0.1:1")
     assert not (tmp_path / "out").exists()

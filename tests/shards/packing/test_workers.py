@@ -39,8 +39,8 @@ def _answers(workers: int, *kind: str, seconds: float = 100.0) -> dict[int, Any]
         (1, "dies", 100.0, Reason.CRASHED),
         (2, "dies", 100.0, Reason.CRASHED),
         (2, "dies once", 100.0, 14),
-        (2, "hangs", 1.0, Reason.HUNG),
-        (1, "reads for long", 1.0, 14),
+        (2, "hangs", 0.5, Reason.HUNG),
+        (1, "reads for long", 0.5, 14),
     ],
 )
 def test_a_process_that_dies_or_hangs_costs_one_item(

@@ -30,28 +30,40 @@ from unfused_fast.shards.sources.source_rows import source_rows
 
 
 def _packed(source: Path, out: Path) -> str:
-    result = pack(source_rows(source, labels_from_folders=True), out, workers=1)
+    result = pack(source_rows(source, labels_from_folders=True), out, workers=0)
     assert (result.packed, result.rejected) == (9, {})
     return result.shard_set.manifest.digest
 
 
+@pytest.fixture(scope="module")
+def plain(audio: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Digest of the folder, packed."""
+    return _packed(audio, tmp_path_factory.mktemp("plain") / "out")
+
+
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "stored.zip", "deflated.zip", "spanned.zip", "zip.001", "partaa"])
-def test_archive_packs_to_the_digest_of_its_folder(kind: str, audio: Path, tmp_path: Path) -> None:
+def test_archive_packs_to_the_digest_of_its_folder(kind: str, audio: Path, plain: str, tmp_path: Path) -> None:
     source = make_archive(kind, audio, tmp_path / "in")
-    plain = _packed(audio, tmp_path / "plain")
     assert _packed(source, tmp_path / "out") == plain == _packed(tmp_path / "in", tmp_path / "folder")
 
 
 @pytest.mark.parametrize("kind", ["tar.gz", "deflated.zip"])
 def test_worker_processes_share_seek_points(
-    kind: str, audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, audio: Path, plain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archives, "UNINDEXED_BYTES", 0)
     source = make_archive(kind, audio, tmp_path / "in")
     rows = source_rows(source, labels_from_folders=True, work=tmp_path / "work")
     digest = pack(rows, tmp_path / "out", workers=2).shard_set.manifest.digest
     assert {path.suffix for path in (tmp_path / "work").iterdir()} == {".index"}
-    assert digest == _packed(audio, tmp_path / "plain")
+    assert digest == plain
+
+
+def _reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes asked for by each read from now on."""
+    read, read_at = list[int](), reader.Joined.read_at
+    monkeypatch.setattr(reader.Joined, "read_at", lambda self, *place: read.append(place[1]) or read_at(self, *place))
+    return read
 
 
 def test_pieces_of_a_long_recording_in_a_zip_do_not_inflate_it_from_the_start(
@@ -60,10 +72,7 @@ def test_pieces_of_a_long_recording_in_a_zip_do_not_inflate_it_from_the_start(
     noise = np.random.default_rng(0).integers(0, 1 << 12, 8 << 20).astype("<u2").tobytes()
     path = make_zip(tmp_path / "a.zip", {"a.wav": noise})
     (row,) = source_rows(path)
-    read, read_at = list[int](), reader.Joined.read_at
-    monkeypatch.setattr(
-        reader.Joined, "read_at", lambda self, at, count: (read.append(count), read_at(self, at, count))[1]
-    )
+    read = _reads(monkeypatch)
     assert isinstance(row.path, ByteLocation)
     places = np.random.default_rng(1).permutation(40) * (len(noise) // 40)
     for place in places.tolist():
@@ -83,10 +92,7 @@ def test_the_checksum_of_what_is_stored_in_a_zip_is_compared_once(
     if not at_once:
         monkeypatch.setattr(open_audio, "AT_ONCE_BYTES", 100_000)
     (row,) = source_rows(path)
-    read, read_at = list[int](), reader.Joined.read_at
-    monkeypatch.setattr(
-        reader.Joined, "read_at", lambda self, at, count: (read.append(count), read_at(self, at, count))[1]
-    )
+    read = _reads(monkeypatch)
     assert probe(row.path).frames == 160_000
     assert (sum(read) > 320_000) is not at_once
     read.clear()

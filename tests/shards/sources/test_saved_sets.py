@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,15 @@ from outcomes import Cli, refused
 from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.shards.sources.row import SourceRow
 
-datasets = pytest.importorskip("datasets")
+datasets: Any
 CLASSES = ["low", "high", "noise"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _library() -> None:
+    """Imported where a test runs: it takes seconds."""
+    global datasets
+    datasets = pytest.importorskip("datasets")
 
 
 @pytest.fixture
@@ -105,19 +115,36 @@ def test_embed_reads_it_too(cli: Cli, recordings: list[Path], pretrained: Path, 
         (["saved", "--option", "speed=2"], ["--option speed", "audio, label, group, config"]),
         (["saved", "--option", "label=genre"], ["--option label=genre", "it has audio, label, mood"]),
         (["saved", "--labels-from-folders"], ["a data set has labels of its own", "--option label=NAME"]),
-        (["plain"], ["one column has to be of audio, and there is none", "columns: a"]),
+        (["plain"], ["one column of audio is needed, found none among a; save"]),
+        (["saved", "--option", "audio=mood"], ["needed, found audio among audio, label, mood; choose one with"]),
+        (["uneven"], ["uneven: split test has no column label, which the first split has"]),
         (["hf://spaces/me"], ["want hf://datasets/NAME"]),
     ],
 )
 def test_what_is_refused(cli: Cli, recordings: list[Path], tmp_path: Path, given: list[str], says: list[str]) -> None:
-    made(recordings[:2], label=["a", "b"], mood=[1, 2]).save_to_disk(tmp_path / "saved")
+    whole = made(recordings[:2], label=["a", "b"], mood=[1, 2])
+    whole.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"train": whole, "test": made(recordings[2:3])}).save_to_disk(tmp_path / "uneven")
     datasets.Dataset.from_dict({"a": [1]}).save_to_disk(tmp_path / "plain")
     place = given[0] if "://" in given[0] else tmp_path / given[0]
     refused(cli("shard", place, tmp_path / "out", *given[1:]), *says)
 
 
-def test_a_set_of_the_hub(cli: Cli, cli_process: Callable[..., Any], recordings: list[Path], tmp_path: Path) -> None:
-    """At a commit, and once more from the cache without a network."""
+SEVERAL = """
+import sys
+from unfused_fast.cli import main
+
+for source, out in zip(sys.argv[1::2], sys.argv[2::2]):
+    sys.argv = ["unfused-fast", "shard", source, out, "--workers", "1"]
+    try:
+        main()
+    except SystemExit as ended:
+        print(ended.code)
+"""
+
+
+def test_a_set_of_the_hub(cli: Cli, recordings: list[Path], tmp_path: Path) -> None:
+    """At a commit, and once more from the cache without a network. In processes, as their settings are read once."""
     table = made(recordings[:6], label=[0, 1, 2, 0, 1, 2]).cast_column("label", datasets.ClassLabel(names=CLASSES))
     (tmp_path / "saved").mkdir()
     table.to_parquet(tmp_path / "saved" / "train.parquet")
@@ -128,15 +155,13 @@ def test_a_set_of_the_hub(cli: Cli, cli_process: Callable[..., Any], recordings:
         commit = repository.commit("main", {name: (tmp_path / "saved" / "train.parquet").read_bytes()})
         repository.commit("main", {name: b"what main has now"})
         variables = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-
-        def shard(source: str, out: Path, **more: str) -> tuple[int, str]:
-            process = cli_process("shard", source, out, "--workers", 1, **variables, **more)
-            _, err = process.communicate(timeout=300)
-            return process.returncode, err
-
-        for out, more in (("online", {}), ("offline", {"HF_HUB_OFFLINE": "1"})):
-            code, err = shard(f"hf://datasets/me/tones@{commit}", tmp_path / out, **more)
-            assert code == 0, err
+        one, none = f"hf://datasets/me/tones@{commit}", "hf://datasets/me/none"
+        for out, offline, more in (("online", "0", [none, tmp_path / "none"]), ("offline", "1", [])):
+            words = [sys.executable, "-c", SEVERAL, *map(str, [*more, one, tmp_path / out])]
+            done = subprocess.run(
+                words, capture_output=True, text=True, env={**os.environ, **variables, "HF_HUB_OFFLINE": offline}
+            )
+            assert done.returncode == 0, done.stderr
             same(open_shards(tmp_path / out), wanted)
-        code, err = shard("hf://datasets/me/none", tmp_path / "none")
-        assert code == 1 and "hf://datasets/me/none: `datasets` cannot read it: " in err and "me/none" in err, err
+            assert done.stdout.split()[:1] == (["1"] if more else [f"{tmp_path / out}:"]), done.stdout
+            assert not more or f"{none}: `datasets` cannot read it: " in done.stderr, done.stderr

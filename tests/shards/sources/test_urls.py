@@ -40,7 +40,7 @@ def _copies(rows: list[SourceRow], folder: Path, number: int = 5) -> Path:
     return folder
 
 
-def _digest(rows: list[SourceRow], out: Path, workers: int = 1) -> str:
+def _digest(rows: list[SourceRow], out: Path, workers: int = 0) -> str:
     result = pack(rows, out, workers=workers)
     assert (result.packed, result.rejected) == (5, {})
     return result.shard_set.manifest.digest

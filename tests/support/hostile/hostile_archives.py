@@ -17,7 +17,7 @@ from hostile.wav_files import FMT, chunk, encoded, riff, tone
 
 GOOD = encoded(tone(4000))
 EVIL = encoded(tone(5000))
-MANY = 10_000
+MANY = 3_000
 ZEROS = 100 * 2**20
 GOOD_ONE = frozenset({"good.wav"})
 

@@ -8,7 +8,7 @@ Case = tuple[str, bytes, list[str] | str]
 """Name, content, and either the names of its rows or words of the error."""
 
 AB = ["a.wav", "b.wav"]
-MANY = 1_000_000
+MANY = 100_000
 
 
 def cases() -> list[Case]:
@@ -31,12 +31,12 @@ def cases() -> list[Case]:
         ("quote over the field limit", b'path\n"' + b"a.wav\n" * 50_000, "field larger than field limit"),
         ("field over the limit", b"path\n" + b"x" * 200_000, "field larger than field limit"),
         ("zero byte", b"path\na.wav\0b.wav\n", "line 2: a zero byte"),
-        ("a million columns", f"{columns},path\n{',' * MANY}a.wav\n".encode(), ["a.wav"]),
-        ("a million columns without a path", f"{columns}\n".encode(), "c9 and 999990 more"),
+        ("100,000 columns", f"{columns},path\n{',' * MANY}a.wav\n".encode(), ["a.wav"]),
+        ("100,000 columns without a path", f"{columns}\n".encode(), "c9 and 99990 more"),
         (
-            "a million fields in a line",
+            "100,000 fields in a line",
             f"path\na.wav{',' * MANY}\n".encode(),
-            "line 2: 1,000,001 fields, but the header has 1",
+            "line 2: 100,001 fields, but the header has 1",
         ),
         ("fewer fields than columns", b"label,split,path\nx,train,a.wav\nx\n", "line 3: 1 field, but the header has 3"),
         ("more fields than columns", b"path,label\na.wav,Dog bark, loud\n", "line 2: 3 fields, but the header has 2"),

@@ -127,8 +127,8 @@ def _structure() -> list[Case]:
 def _truncated() -> list[Case]:
     """Cut within the magic, at the end of the header, and within the samples."""
     kinds: list[tuple[str, bytes, str]] = []
-    forms = dict.fromkeys(("wav", "rf64", "w64", "aiff", "au", "svx", "flac", "nist"), "truncated or damaged")
-    for form, where in {**forms, "caf": REJECTED}.items():
+    forms = dict.fromkeys(("wav", "rf64", "w64", "aiff", "au", "flac", "nist"), "truncated or damaged")
+    for form, where in {**forms, "caf": REJECTED, "svx": "unsupported format"}.items():
         whole = encoded(np.random.default_rng(0).standard_normal((8000, 1)) * 0.1, "PCM_16", form.upper())
         kinds += [(f"{size} bytes.{form}", whole[:size], REJECTED) for size in (1, 4, 11, 23)]
         kinds.append((f"half.{form}", whole[: len(whole) // 2], where))

@@ -33,6 +33,8 @@ SIGNALS = *STOPPING, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
 GRACE_SECONDS = 30.0
 """How long the others may take to end when one has failed. Source: torchrun."""
 LOOK_SECONDS = 0.1
+MOST_ON_A_CPU = 8
+"""Processes that may be more than there are cores. Ours: as many as train can share `data.partitions` among."""
 PR_SET_PDEATHSIG = 1
 """Source: linux/prctl.h; see prctl(2)."""
 
@@ -68,8 +70,8 @@ def start_devices(devices: int | None, device: str, out: Path, restarts: int) ->
         restarts: see with_restarts.
 
     Raises:
-        UserError: more GPUs than there are, or another number of processes than this one was started among, or restarts
-            where others started this one.
+        UserError: more than there are GPUs, or cores, or another number of processes than this one was started among,
+            or restarts where others started this one.
     """
     launched = started_by_launcher(os.environ)
     if launched:
@@ -102,6 +104,11 @@ def start_devices(devices: int | None, device: str, out: Path, restarts: int) ->
                 f"--devices {devices}: PyTorch {torch.__version__} sees {counted(found, 'CUDA device')} here; "
                 "give fewer, or use --device cpu"
             )
+    elif devices > (most := max(available_cores(), MOST_ON_A_CPU)):
+        raise UserError(
+            f"--devices {devices}: this machine has {counted(available_cores(), 'core')}, on which so many processes "
+            f"wait for each other; give at most {most}"
+        )
     return _run_here(devices, out, restarts)
 
 

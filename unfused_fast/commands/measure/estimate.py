@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import math
 import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from unfused_fast.clustering import DTYPES, GENERATIONS_KEPT
+from unfused_fast.clustering import GENERATIONS_KEPT
 from unfused_fast.commands.measure.rates import Rates
 from unfused_fast.config import Config, Store
 from unfused_fast.data import choose, gigabytes
-from unfused_fast.distributed import Share
+from unfused_fast.distributed import ALONE, Share
 from unfused_fast.errors import UserError
 from unfused_fast.memory import Free, pinned_bytes
-from unfused_fast.methods import resolve_k
-from unfused_fast.models import PretrainNetwork, step_bytes, step_cost
+from unfused_fast.methods import DeepClustering, Method, method_class
+from unfused_fast.models import clip_cost, step_bytes
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ, WAV_HEADER_BYTES
 from unfused_fast.shards.packing.layout import SHARD_BYTES, SHARD_CLIPS, SHARDS_PER_SPLIT
 from unfused_fast.shards.sets.shard_files import padded
@@ -79,19 +80,26 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
         )
     Share(0, machine.devices).of_partitions(config.data.partitions)  # refuses what training would refuse
     with quietly():
-        heads = (resolve_k(config, clips) or PIC_CLUSTERS, *map(int, config.cluster.heads[1:]))
-        batch_size = resolve_batch_size(config, clips)
+        method, batch_size = hollow(config, clips), resolve_batch_size(config, clips)
+    heads = (method.k, *map(int, config.cluster.heads[1:])) if isinstance(method, DeepClustering) else ()
     cuda, devices, own = machine.kind == "cuda", machine.devices, -(-clips // machine.devices)
-    flops, kept_bytes = step_cost(config, sum(heads))
-    network, trained = network_bytes(config)
-    row = config.model.proj_dim * DTYPES["bfloat16" if config.bank.dtype == "bf16" else "float32"].itemsize
-    kept = -(-batch_size // (devices * config.train.accumulate)) * kept_bytes
-    device = {
-        "memory bank": own * (row + 4),  # and write counts
-        "clusters of all clips": clips * 2 * 8 * len(heads),  # these and the last
-        "k-means, about": kmeans_bytes(own, clips, max(heads), config),
-        "network, gradients, optimiser": network + trained,
-    }
+    flops, kept_bytes = step_cost(method)
+    network, trained = network_bytes(method)
+    counted = (method.network, *method.signs_of_collapse, getattr(method, "heads", None))
+    beside = bytes_of(module for module in method.children() if not any(module is one for one in counted))
+    row = method.bank.rows[0].nbytes if method.bank is not None else 0
+    part = -(-batch_size // (devices * config.train.accumulate))
+    kept = part * kept_bytes
+    device = dict[str, int]()
+    if method.bank is not None:
+        device = {
+            "memory bank": own * (row + 4),  # and write counts
+            "clusters of all clips": clips * 2 * 8 * len(heads),  # these and the last
+            "k-means, about": kmeans_bytes(own, clips, max(heads), config),
+        }
+    device["network, gradients, optimiser"] = network + trained
+    if beside:
+        device["queues, networks that follow"] = beside
     if devices > 1:
         device["gradients in buckets"] = trained
     mixup = 0
@@ -102,11 +110,12 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
     host = {
         "clips table": TABLE_BYTES * clips * machine.ranks,
         "order of an epoch, about": ORDER_BYTES * clips * machine.ranks,
-        "copy of the bank being saved": sum(pinned_bytes(n) if cuda else n for n in (clips * row, 8 * clips)),
     }
+    if row:
+        copied = clips * row, 8 * clips
+        host["copy of the bank being saved"] = sum(pinned_bytes(size) if cuda else size for size in copied)
     log_mels, own_log_mels = (log_mel_bytes(number, seconds, config) for number in (clips, own))
-    views = config.whole_views + config.views.local
-    step = step_bytes(config, -(-batch_size // (devices * config.train.accumulate)) * views)
+    step = step_bytes(config, part * method.views)
     store, why = _store(config, own_log_mels, machine, sum(device.values()), sum(host.values()), step)
     half = cuda or resolve_amp(config, torch.device("cpu"))
     device["kept for the backward pass, about"] = kept // 2 if half else kept
@@ -114,22 +123,22 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
         device["log-mels"] = own_log_mels
     elif store == "pinned":
         host["log-mels"] = own_log_mels * machine.ranks
-    checkpoint = network + mixup + sum(heads) * config.model.proj_dim * 4 + 8 * clips * len(heads)
-    generation = clips * (row + 8)
+    checkpoint = network + beside + mixup + sum(heads) * config.model.proj_dim * 4 + 8 * clips * len(heads)
+    generation = clips * (row + 8) if row else 0
     tars, wav, flac = shard_bytes(clips, seconds)
-    within = checkpoint + generation + 4 * clips
+    within = checkpoint + generation + (4 * clips if row else 0)
     disk = {
         f"shards, wav ({tars:,} tars)": wav,
         f"shards, flac (about, at {FLAC_SHARE:g} of the samples)": flac,
         "log-mel cache": log_mels + 16 * clips,
         "one checkpoint": checkpoint,
-        "one generation of the bank": generation,
-        "one checkpoint within an epoch, with the bank": within,
-        f"run, at most: {KEPT + 1} of these, 1 of an epoch's end, {GENERATIONS_KEPT + 1} generations": (KEPT + 1)
-        * within
-        + checkpoint
-        + (GENERATIONS_KEPT + 1) * generation,
     }
+    if row:
+        disk |= {"one generation of the bank": generation, "one checkpoint within an epoch, with the bank": within}
+        run = f"run, at most: {KEPT + 1} of these, 1 of an epoch's end, {GENERATIONS_KEPT + 1} generations"
+    else:
+        run = f"run, at most: {KEPT + 2} of these"
+    disk[run] = (KEPT + 1) * within + checkpoint + (GENERATIONS_KEPT + 1) * generation
     found: dict[str, Any] = {
         "clips": clips,
         "seconds": seconds,
@@ -165,7 +174,7 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
         epoch["loading"] = clips / rates.loader[store] / share
     else:
         unknown.append(f"loading with --data {store}")
-    if config.bank.fill != "pass":
+    if row and config.bank.fill != "pass":
         once["first pass of the bank"] = epoch["training"] / (4 if config.bank.own_forward else 3)
     if store != "stream" and rates.first_pass is not None:
         once["log-mels, once a set"] = clips * seconds / rates.first_pass / machine.machines
@@ -258,10 +267,38 @@ def kmeans_bytes(own: int, clips: int, k: int, config: Config) -> int:
     return 4 * clips * components + graph + dim * dim * 8 + k * components * 16
 
 
-def network_bytes(config: Config) -> tuple[int, int]:
+def hollow(config: Config, clips: int) -> Method:
+    """The method on tensors without memory, with heads, as in its second epoch. Raises UserError where training would
+    refuse the config.
+    """
+    config = replace(config, cluster=replace(config.cluster, backend="torch"))  # no other knows such tensors
+    meta = torch.device("meta")
+    with meta:
+        method = method_class(config)(config, clips, 0, meta, ALONE)
+    k = (method.k or PIC_CLUSTERS) if isinstance(method, DeepClustering) else 0
+    method.load_notes({"epoch": 1, "batch": 1, "k": k, "nmis": [], "collapsed": 0})
+    method.run = lambda *inputs, network=None: (method.network if network is None else network)(*inputs)
+    return method.train()
+
+
+def step_cost(method: Method) -> tuple[int, int]:
+    """As clip_cost, of the method's loss; all else that it does in a step takes little."""
+    bins = method.config.frontend.n_mels
+
+    def loss(batch: int) -> Tensor:
+        ALONE.batch([batch])
+        views = (torch.empty(batch, 1, bins, frames, device="meta") for frames in method.frames)
+        return method.loss(tuple(views), torch.arange(batch, device="meta"))
+
+    return clip_cost(loss)
+
+
+def bytes_of(modules: Iterable[nn.Module]) -> int:
+    """Of all their tensors."""
+    return sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
+
+
+def network_bytes(method: Method) -> tuple[int, int]:
     """Of network and optimiser state, and of the gradients, in float32."""
-    with torch.device("meta"):
-        network = PretrainNetwork(config)
-    trained = 4 * sum(parameter.numel() for parameter in network.parameters())
-    held = sum(tensor.nbytes for tensor in network.state_dict().values())
-    return int(held) + trained * (2 if config.optim.name == "adamw" else 1), trained
+    trained = 4 * sum(parameter.numel() for parameter in method.network.parameters())
+    return bytes_of([method.network]) + trained * (2 if method.config.optim.name == "adamw" else 1), trained

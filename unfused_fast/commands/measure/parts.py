@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,9 +26,10 @@ from unfused_fast.commands.measure.machine import spread
 from unfused_fast.config import Config, with_values
 from unfused_fast.console import console, counted
 from unfused_fast.data import Augmenter, Batches, Loader, ResidentLoader, draws_of, log_mel_cache, placed
+from unfused_fast.distributed import ALONE
 from unfused_fast.kernels.views import augmented_reference
 from unfused_fast.memory import freed_memory_kept
-from unfused_fast.models import PretrainNetwork
+from unfused_fast.methods import Method, method_class
 from unfused_fast.optional import present
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.sets.table import ShardSet
@@ -98,6 +99,26 @@ class Bench:
         self.amp = resolve_amp(self.config, self.device)
 
     @cached_property
+    def method(self) -> Method:
+        """The configured one on the set's clips, in its second epoch, from which on all of its parts work; the rows of
+        a bank are noise. Raises UserError where it does not fit the set.
+        """
+
+        def every_clip(augmented: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for ids in torch.split(torch.arange(self.clips, device=self.device), self.batch_size):
+                ALONE.batch([len(ids)])
+                yield ids, ids
+
+        torch.manual_seed(0)
+        with quietly():
+            method = method_class(self.config)(self.config, self.clips, 0, self.device, ALONE)
+            prepare_for(method, self.device).train()
+            width = self.config.model.proj_dim
+            method.run = lambda ids, **_: normalize(torch.randn(len(ids), width, device=self.device), dim=1)
+            method.begin_epoch(2, every_clip)
+        return method
+
+    @cached_property
     def copy_rate(self) -> float:
         """Bytes a second."""
         return machine.copy_rate(self.device)
@@ -127,14 +148,13 @@ def loader(bench: Bench) -> Iterator[Measured]:
     where data.store keeps them; and the one pass over whole clips that puts them there.
     """
     stream = Loader(bench.shards, "train", bench.config, device=bench.device, batch_size=bench.batch_size)
-    count = bench.config.whole_views + bench.config.views.local
-    made = counted(count, "view")
+    made = counted(bench.method.views, "view")
 
     def rates(batches: Batches, seconds: float) -> list[float]:
         found, epoch = list[float](), 0
         while len(found) < bench.repeats:
             done, start = 0, time.perf_counter()
-            for batch in batches.epoch(epoch, views=count):
+            for batch in batches.epoch(epoch, views=bench.method.views):
                 done += len(batch.clip_ids)
                 if time.perf_counter() - start > seconds:
                     break
@@ -165,7 +185,7 @@ def loader(bench: Bench) -> Iterator[Measured]:
         what = f"first pass over the audio, clips of {samples.mean() / SAMPLE_RATE_HZ:.2f} s"
         yield Measured("loader", what, "clips/s", [bench.clips / taken], decode, "decoding alone, all cores")
     values = bench.config.frontend.n_mels * bench.config.crop_frames
-    moved = count * values * ((2 + 2) + (2 + 4))  # float16 gathered, then transposed to float32
+    moved = bench.method.views * values * ((2 + 2) + (2 + 4))  # float16 gathered, then transposed to float32
     floor = (bench.copy_rate / moved, "copies at the copy rate") if held.store == "resident" else (None, "")
     yield Measured("loader", f"{held.store}, {made}", "clips/s", rates(held, limit), *floor)
 
@@ -174,62 +194,53 @@ def views(bench: Bench) -> Iterator[Measured]:
     """Mixup and random resize crop of a batch, of as many views as a training step has."""
     augment = Augmenter(bench.config, max(bench.clips, 2048), bench.device)
     crop, ids = bench.crop(), torch.arange(bench.batch_size, device=bench.device)
-    crops = (crop,) * (bench.config.whole_views + bench.config.views.local)
+    crops, centroids = (crop,) * bench.method.views, bench.method.mixup_centroids
     draws = draws_of(bench.config, ids, 1, len(crops))
     moved = len(crops) * (4 + 4 + 2) * crop[0].numel()  # a crop read, a view written, a float16 partner read
     floor = bench.copy_rate / moved, "one read, one write"
     what = f"mixup + random resize crop, {counted(len(crops), 'view')}"
-    yield Measured("views", what, "clips/s", bench.rates(lambda: augment(ids, crops, draws)), *floor)
+    yield Measured("views", what, "clips/s", bench.rates(lambda: augment(ids, crops, draws, centroids)), *floor)
     if bench.device.type == "cuda":
         augment.augmented = augmented_reference
         what = "the same by batched products"
-        yield Measured("views", what, "clips/s", bench.rates(lambda: augment(ids, crops, draws)), *floor)
+        yield Measured("views", what, "clips/s", bench.rates(lambda: augment(ids, crops, draws, centroids)), *floor)
 
 
 def step(bench: Bench) -> Iterator[Measured]:
-    """A pre-training step on views that are there: the bank's own forward, where it has one, forward of each view that
-    predicts clusters, loss without an instance term, backward, update, bank.
+    """A pre-training step on views that are there: forward passes, loss, backward, update, and what the method does
+    after it, such as its bank, queue or moving average.
     """
-    torch.manual_seed(0)
-    config, device, size = bench.config, bench.device, bench.batch_size
-    network = prepare_for(PretrainNetwork(config), device).train()
-    forward, optimizer = compiled(network, bench.options), build_optimizer(network, config.optim)
-    first, ids = bench.crop(), torch.arange(size, device=device)
-    views = [bench.crop()[..., :frames].contiguous() for frames in config.trained_frames]
-    prototypes = normalize(torch.randn(512, config.model.proj_dim, device=device), dim=1)
-    targets = torch.randint(512, (size,), device=device)
-    bank = MemoryBank(size, config.model.proj_dim, 0, device)
+    config, device, size, method = bench.config, bench.device, bench.batch_size, bench.method
+    optimizer, ids = build_optimizer(method.network, config.optim), torch.arange(size, device=device)
+    views = tuple(bench.crop()[..., :frames].contiguous() for frames in method.frames)
+    ALONE.batch([size])
 
-    def products(train: Callable[..., Any]) -> None:
+    def by(trained: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*inputs: torch.Tensor, network: torch.nn.Module | None = None) -> Any:
+            with autocast(config, device):
+                return (trained if network is None else network)(*inputs)
+
+        return run
+
+    def once(update: bool = True) -> None:
         bench.options.begin_step()
         with full_precision(config, device):
-            projected = None
-            if config.bank.own_forward:
-                with torch.no_grad(), autocast(config, device):
-                    projected = train(first)
-            with autocast(config, device):
-                predicted = [train(view) for view in views]
-            losses = [cross_entropy(each @ prototypes.T / config.loss.temperature, targets) for each in predicted]
-            torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
-        bank.write(ids, predicted[0] if projected is None else projected)
-
-    def whole() -> None:
-        products(forward)
-        optimizer.step()
+            method.loss(views, ids).backward()  # type: ignore[no-untyped-call]
+        if update:
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        method.after_step(ids)
 
-    def bare() -> None:
-        products(forward)
-        network.zero_grad(set_to_none=True)
-
+    method.run = by(method.network)
     with FlopCounterMode(display=False) as counter:
-        products(network)
-    network.zero_grad(set_to_none=True)
+        once(update=False)
+    method.run = by(compiled(method.network, bench.options))
     flops = counter.get_total_flops() / size
     floor = bench.matmul_rate / flops, f"{flops / 1e9:.2f} GFLOP a clip at the matmul rate"
     with freed_memory_kept(device):
-        rates, alone = bench.rates(whole), bench.rates(bare)
-    name = f"{config.model.encoder}, {'bf16' if bench.amp else 'fp32'}, batch {size}"
+        rates, alone = bench.rates(once), bench.rates(lambda: once(update=False))
+    name = "" if config.method.name == "decar-v2" else f"{config.method.name}, "
+    name += f"{config.model.encoder}, {'bf16' if bench.amp else 'fp32'}, batch {size}"
     if bench.options.compile_mode != "default":
         name += f", {bench.options.compile_mode}"
     yield Measured("step", name, "clips/s", rates, *floor)
@@ -238,7 +249,7 @@ def step(bench: Bench) -> Iterator[Measured]:
 
 def kmeans(bench: Bench) -> Iterator[Measured]:
     """A pass over the rows of spherical k-means at the paper's K and D: of ten iterations and the last assignment."""
-    n = {True: 10_000, False: 100_000}[bench.quick] if bench.device.type == "cpu" else 250_000
+    n = 250_000 if bench.device.type != "cpu" else 10_000 if bench.quick else 100_000
     d, k, iterations = 512, 512, 10
     generator = torch.Generator(bench.device).manual_seed(0)
     points = normalize(torch.randn(n, d, device=bench.device, generator=generator), dim=1)
@@ -283,9 +294,8 @@ def epoch(bench: Bench) -> Iterator[Measured]:
         out = Path(name) / "run"
         pretrain(with_values(bench.config, values), bench.shards, out, bench.options)
         warm = log_of(out)[1:]
-    yield Measured(
-        "epoch", f"train pretrain, {bench.clips:,} clips", "epochs/s", [1 / row["epoch_seconds"] for row in warm]
-    )
+    what, each = f"train pretrain, {bench.clips:,} clips", [1 / row["epoch_seconds"] for row in warm]
+    yield Measured("epoch", what, "epochs/s", each)
     yield Measured("epoch", "the same", "clips/s", [row["clips_per_second"] for row in warm])
     for part in dict.fromkeys(name for row in warm for name in row["parts"]):  # not every epoch has all
         shares = [100 * row["parts"].get(part, 0.0) / row["epoch_seconds"] for row in warm]

@@ -12,7 +12,7 @@ from typing import Any
 
 from unfused_fast.commands.measure.parts import Bench, epoch, loader, step
 from unfused_fast.commands.measure.synthetic import synthetic_set
-from unfused_fast.config import Config, with_values
+from unfused_fast.config import READ_BY, Config, with_values
 from unfused_fast.errors import UserError, unreadable
 from unfused_fast.json_files import read_json
 from unfused_fast.training import Options, quietly, resolve_batch_size
@@ -39,11 +39,17 @@ class Rates:
 
 
 def measured_here(config: Config, options: Options, clips: int, seconds: float) -> Rates:
-    """A quick `bench` on this machine, with these settings."""
+    """A quick `bench` on this machine, with these settings, but K and a queue that fit its small set."""
     with tempfile.TemporaryDirectory(prefix="unfused-plan-") as name, quietly():
         batch = min(resolve_batch_size(config, clips), 64 if options.device.type == "cpu" else 512)
-        shards = synthetic_set(Path(name), QUICK_BATCHES * max(batch, 32), seconds)
-        bench = Bench(shards, with_values(config, {"train.batch_size": batch}), options, quick=True)
+        count = QUICK_BATCHES * max(batch, 32)
+        given = {"cluster.k": config.cluster.heads, "method.queue": (config.method.queue,)}
+        read = {name: sizes for name, sizes in given.items() if config.method.name in READ_BY[name]}
+        values = {
+            name: "auto" for name, sizes in read.items() if any(size != "auto" and size > count for size in sizes)
+        }
+        shards = synthetic_set(Path(name), count, seconds)
+        bench = Bench(shards, with_values(config, {**values, "train.batch_size": batch}), options, quick=True)
         rows = [row.as_json() for part in (loader, step, epoch) for row in part(bench)]
     return rates_of(rows, f"measured here just now, on {options.device}")
 
