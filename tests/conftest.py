@@ -35,7 +35,7 @@ TINY = (
     "model.channels=4 model.dim=32 model.proj_hidden=32 model.proj_dim=16 cluster.k=4 train.batch_size=16 "
     "train.amp=fp32 aug.mixup.memory=32"
 )
-NUMERICS = pytest.StashKey[list[object]]()
+NUMERICS = pytest.StashKey[dict[str, object]]()
 
 
 def pytest_configure() -> None:
@@ -60,15 +60,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     """Fails a test that leaves PyTorch set otherwise: runs that later tests compare would have other bits."""
     yield
-    assert item.stash.get(NUMERICS, now := _numerics()) == now
+    now = _numerics()
+    before = item.stash.get(NUMERICS, now)  # not there where the test was skipped at once
+    changed = {name: f"was {before[name]}, now {value}" for name, value in now.items() if value != before[name]}
+    assert not changed, f"PyTorch is left set otherwise than it was before the test: {changed}"
 
 
-def _numerics() -> list[object]:
+def _numerics() -> dict[str, object]:
     """What the bits that PyTorch computes depend on, beside what it is given."""
-    flags = torch._C._get_mkldnn_enabled(), torch._C._get_nnpack_enabled(), torch.are_deterministic_algorithms_enabled()
-    modes = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype()
-    denormals = bool(torch.tensor([1e-40]) * 1 > 0)
-    return [torch.get_num_threads(), denormals, *(setting.fp32_precision for setting in settings()), *flags, *modes]
+    return {
+        "threads": torch.get_num_threads(),
+        "denormals": bool(torch.tensor([1e-40]) * 1 > 0),
+        "fp32_precision": [setting.fp32_precision for setting in settings()],
+        "oneDNN": torch._C._get_mkldnn_enabled(),
+        "NNPACK": torch._C._get_nnpack_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "default dtype": torch.get_default_dtype(),
+    }
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,12 @@ def test_a_batch_of_fewer_clips_than_ranks_is_refused(wav_noise: Noise) -> None:
         loader(wav_noise[0], {}, batch_size=3, share=Share(1, 4))
 
 
+def test_the_order_is_that_of_the_seed(wav_noise: Noise) -> None:
+    """Of every epoch: test_order.py."""
+    first = [next(loader(wav_noise[0], {"train.seed": seed}).epoch(1)).clip_ids.tolist() for seed in (0, 0, 1)]
+    assert first[0] == first[1] != first[2]
+
+
 @pytest.mark.parametrize("store", ["stream", "resident"])
 def test_views_are_a_function_of_the_clip_not_of_batch_size_or_rank(wav_noise: Noise, store: Store) -> None:
     def views(batch_size: int, world_size: int) -> dict[int, torch.Tensor]:

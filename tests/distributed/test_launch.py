@@ -152,6 +152,9 @@ def test_what_cannot_be_started(
     ):
         said = "this command runs as one process, but was started as one of 2, which would all write the same files"
         assert said in cli(*alone).error
+    monkeypatch.setenv("RANK", "1")
+    second = cli(*alone)
+    assert (second.code, second.out, second.err) == (1, "", ""), "the first says it"
     assert not list(tmp_path.iterdir())
 
 

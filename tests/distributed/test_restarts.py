@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rank_jobs import rank_process, rank_processes
-from same_runs import assert_same_run, log_of
+from rank_jobs import rank_process, rank_processes, run_jobs
+from same_runs import assert_same_run
 from waiting import wait_for
 
 from unfused_fast.commands.exits import ERROR_FILE, end, reason_left
@@ -34,12 +34,12 @@ def test_processes_that_die_are_started_again(
     cli_process: Start, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     """One is killed before the run directory is its own, and one in mid-epoch: the first begins again, though an older
-    run is there, and the second resumes, though --overwrite is given.
+    run is there, and the second resumes, though --overwrite is given. The end is that of an undisturbed run.
     """
     out = Path(shutil.copytree(pretrained, tmp_path / "run"))
-    flags = [*tiny, "--epochs", 15, "--devices", 2, "--save-every", "1steps", "--overwrite", "--out"]
-    older = (out / "config.json").read_text()
-    started = cli_process("train", "pretrain", tones, *flags, out, "--max-restarts", 2)
+    command, older = ["train", "pretrain", str(tones), *tiny, "--epochs", "15"], (out / "config.json").read_text()
+    flags = ["--devices", 2, "--save-every", "1steps", "--overwrite", "--max-restarts", 2]
+    started = cli_process(*command, *flags, "--out", out)
     wait_for(lambda: rank_processes(started.pid).keys() == {0, 1}, started)
     first = rank_processes(started.pid)
     left = Path(tempfile.mkdtemp(prefix=f"unfused-of-{first[0]}-", dir="/dev/shm"))
@@ -55,7 +55,9 @@ def test_processes_that_die_are_started_again(
     assert f"rank 0 (process {first[0]}) was ended by SIGKILL; restart 1 of 2: {out} begins again" in said
     assert f"rank 1 (process {second}) was ended by SIGKILL; restart 2 of 2: {out} continues from epoch-000" in said
     assert said.count(f"{out}: resuming after ") == 1 and "error: " not in said
-    assert [row["epoch"] for row in log_of(out)] == [*range(1, 16)], "that bits are the same too: test_run_kills.py"
+    (whole,) = run_jobs([{"ranks": 2, "usual": True, "arguments": [*command, "--out", str(tmp_path / "whole")]}])
+    assert [end["code"] for end in whole] == [0, 0], whole
+    assert_same_run(out, tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -85,11 +85,13 @@ def test_a_run_is_paused_scored_given_up_and_continued(pool: RunPool, config: An
     assert pool.pretrain(plain, shards).result["loss"] == whole.result["loss"], "continued as if never paused"
     best = score_once(tmp_path, config("linear"), shards, paused, pool.options, test=True)
     write_runs(pool.directory)
-    assert {(row["state"], row["reason"], row["epoch"], row["head"], row["split"]) for row in _rows(tmp_path)} == {
-        ("done", None, 1, "knn", "valid"),
-        ("done", None, 3, "linear", "valid"),
-        ("done", None, 3, "linear", "test"),
+    facts = "reason", "epoch", "clips_seen", "head", "split"
+    assert {tuple(row[fact] for fact in facts) for row in _rows(tmp_path, state="done")} == {
+        (None, 1, 60, "knn", "valid"),
+        (None, 3, 180, "linear", "valid"),
+        (None, 3, 180, "linear", "test"),
     }
+    assert len(_rows(tmp_path)) == 3
     assert {row["split"]: row["score"] for row in _rows(tmp_path, head="linear")} == best
     with pytest.raises(UserError, match="other settings of the heads"):
         score_once(tmp_path, with_values(config("linear"), {"eval.epochs": 9}), shards, paused, pool.options)

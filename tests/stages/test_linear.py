@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
-from unfused_fast.stages.linear_heads import train_heads
+from unfused_fast.shards.sets.table import open_shards
+from unfused_fast.stages.linear_heads import round_features, train_heads
+from unfused_fast.stages.protocol import split_round
 
 
 def blobs(count: int, dim: int = 12, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -36,6 +41,17 @@ def test_each_head_is_torch_nn_linear_under_adam_whatever_heads_are_beside_it() 
                 optimizer.step()
         torch.testing.assert_close(found[:-1], head.weight.T, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(found[-1], head.bias, atol=1e-5, rtol=1e-4)
+
+
+def test_features_are_scaled_as_scikit_learn_does_by_the_clips_of_train(tones: Path) -> None:
+    """One of them is constant."""
+    clips, part = split_round(Config(), open_shards(tones), None)
+    features = torch.randn(len(clips.targets), 4, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    features[:, 2] = 5
+    found, scaler = round_features(Config(), clips, part, features), StandardScaler().fit(features[part.train])
+    for name in ("train", "valid", "test"):
+        wanted = scaler.transform(features[getattr(part, name)])
+        np.testing.assert_allclose(found[name], wanted, atol=1e-5, err_msg=name)
 
 
 def test_a_trained_head_is_as_good_as_scikit_learns_logistic_regression() -> None:

@@ -37,7 +37,9 @@ def run_jobs(jobs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     assert started.stdin is not None and started.stdout is not None
     request = {"jobs": jobs, "environment": environment(), "folder": str(Path.cwd())}
     print(json.dumps(request), file=started.stdin, flush=True)
-    answer = json.loads(started.stdout.readline())
+    line = started.stdout.readline()
+    assert line, f"ranks.py ended with {started.wait()}"
+    answer = json.loads(line)
     assert isinstance(answer, list), answer
     return answer
 

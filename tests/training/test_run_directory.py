@@ -202,6 +202,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_no_hindrance(
             signal.pause()
         finally:
             os._exit(1)
+    os.close(told)  # or the end of a process that fails before it tells would be waited for in vain
     try:
         assert os.read(reading, 1)
         config = (out / "config.json").read_bytes()
@@ -210,6 +211,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_no_hindrance(
             assert second.code == 1 and f"process {first} on {socket.gethostname()} is using" in second.error
         assert (out / "config.json").read_bytes() == config
     finally:
+        os.close(reading)
         os.kill(first, signal.SIGKILL)
         os.waitpid(first, 0)
     assert (out / LOCK).exists()

@@ -31,7 +31,7 @@ def test_kills(tones: Path, stage: str, kills: int, ranks: int) -> None:
         flags += ["--steps", "12", "--longest", "0.05"]
     if stage in ("methods", "delores-m"):  # of three steps an epoch
         flags += ["--least", "1", "--steps", "2", "--longest", "0.03"]
-    ((done,),) = run_jobs([{"ranks": 1, "script": ["kill_run", *flags]}])
+    ((done,),) = run_jobs([{"ranks": 1, "usual": True, "script": ["kill_run", *flags]}])
     assert done["code"] == 0, done
     total = kills * len(KINDS | DECARS) if stage == "methods" else kills
     assert f"{total} kills" in done["said"] and "every run ended as the undisturbed one" in done["said"]
