@@ -37,32 +37,23 @@ WORDS = re.compile("uniformity|std of outputs|correlation of views|in use")
 
 
 @pytest.fixture(scope="module")
-def train(cli: Cli, tones: Path, tiny_any: list[str]) -> Cli:
-    """`train(kind, out, ...)`: two epochs, each a step in two parts, then a last batch of one of 60 clips, of which
-    BatchNorm has no deviation.
+def whole(
+    cli: Cli, tones: Path, tiny_any: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """`whole(kind)`: a finished run of two epochs, each a step in two parts, then a last batch of one of 60 clips, of
+    which BatchNorm has no deviation.
     """
-
-    def run(kind: str, out: Path, *more: object) -> Any:
-        method, values = {**KINDS, **DECARS}[kind]
-        given = sets(f"{values} train.batch_size=59 {PARTS}".replace("queue=40", "queue=59"))
-        given += ["--method", method, "--epochs", "2"]
-        return cli("train", "pretrain", tones, "--out", out, *tiny_any, *given, *more)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def whole(train: Cli, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`whole(kind)`: such a run, finished."""
     folder = tmp_path_factory.mktemp("methods")
 
     def run(kind: str) -> Path:
         out = folder / kind.replace(", ", "-").replace(" ", "-")
         if not out.exists():
-            done = train(kind, out)
+            method, values = {**KINDS, **DECARS}[kind]
+            given = sets(f"{values} train.batch_size=59 {PARTS}".replace("queue=40", "queue=59"))
+            done = cli("train", "pretrain", tones, "--out", out, "--epochs", 2, *tiny_any, "--method", method, *given)
             assert done.code == 0, done.err
             said = re.sub(r"\s+", " ", done.err)
-            assert METHODS[{**KINDS, **DECARS}[kind][0]].title in said and (WORDS.search(said) or kind in DECARS)
+            assert METHODS[method].title in said and (WORDS.search(said) or kind in DECARS)
         return out
 
     return run
@@ -86,15 +77,16 @@ def test_the_encoder_of_a_run_is_read(whole: Callable[[str], Path], kind: str) -
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_stopped_within_an_epoch_ends_as_the_undisturbed_one(
-    train: Cli, whole: Callable[[str], Path], tmp_path: Path, kind: str
+    cli: Cli, tones: Path, tiny_any: list[str], tmp_path: Path, kind: str
 ) -> None:
-    """Queues, networks that follow, prototypes, and the signs of the epoch. Of the DECARs: training/test_loop.py."""
-    out = tmp_path / "run"
-    with signalled_after(1):
-        assert train(kind, out).code == 130
-    resumed = train(kind, out, "--resume")
-    assert resumed.code == 0 and "resuming after batch 1 of epoch 1" in resumed.err, resumed.err
-    assert_same_run(out, whole(kind))
+    """A half-filled queue, networks that follow, prototypes, and the signs of the epoch. The DECARs: test_loop.py."""
+    given = ["train", "pretrain", tones, "--epochs", 2, *tiny_any, *flags(kind), *sets(PARTS), "--out"]
+    assert cli(*given, tmp_path / "whole").code == 0
+    with signalled_after(2):
+        assert cli(*given, tmp_path / "parts").code == 130
+    resumed = cli(*given, tmp_path / "parts", "--resume")
+    assert resumed.code == 0 and "resuming after batch 2 of epoch 1" in resumed.err, resumed.err
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
 def test_a_run_without_a_bank_serves_later_commands(
