@@ -37,7 +37,7 @@ def test_processes_that_die_are_started_again(
     run is there, and the second resumes, though --overwrite is given. The end is that of an undisturbed run.
     """
     out = Path(shutil.copytree(pretrained, tmp_path / "run"))
-    command, older = ["train", "pretrain", str(tones), *tiny, "--epochs", "15"], (out / "config.json").read_text()
+    command, older = ["train", "pretrain", str(tones), *tiny, "--epochs", "10"], (out / "config.json").read_text()
     flags = ["--devices", 2, "--save-every", "1steps", "--overwrite", "--max-restarts", 2]
     started = cli_process(*command, *flags, "--out", out)
     wait_for(lambda: rank_processes(started.pid).keys() == {0, 1}, started)
