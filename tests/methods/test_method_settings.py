@@ -102,6 +102,7 @@ def test_a_setting_goes_to_the_methods_that_read_it() -> None:
     assert read_by([ema], "moco", two) == read_by([ema], "decar-v2", ["decar-v2"]) == [ema]
     assert read_by([ema], "decar-v2", two) == read_by([ema], "decar-v2", ["moco"]) == []
     assert read_by([ema, follower], "decar-v2", two) == [ema, follower]
+    assert read_by([ema], "decar-v2", two, ["bank.encoder"]) == [ema], "which --config sets"
 
 
 def test_an_unknown_method_is_refused(cli: Cli, tones: Path, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def bench(
 ) -> None:
     """How fast each part of pre-training runs here, compared with what this machine could do, measured in the same run.
 
-    kmeans and bank, both of the paper's size, are of decar-v2 and decar-v1 alone.
+    The parts kmeans and bank have the paper's sizes; `all` leaves them out for a method without a bank.
     """
     from unfused_fast.commands.measure.machine import circumstances
     from unfused_fast.commands.measure.parts import PARTS, Bench, Measured, limit

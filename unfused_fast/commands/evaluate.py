@@ -49,7 +49,10 @@ class TableFlags(ConfigFlags):
 
     def read_by(self, method: MethodName, among: list[MethodName]) -> Self:
         """With the settings of flags.read_by."""
-        return replace(self, settings=read_by(self.settings, method, among))
+        from unfused_fast.config import read_settings
+
+        in_file = () if self.config_file is None else read_settings(self.config_file).values
+        return replace(self, settings=read_by(self.settings, method, among, in_file))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,11 +94,15 @@ def pairs(
     return values
 
 
-def read_by(settings: list[str] | None, method: MethodName, among: Iterable[MethodName]) -> list[str]:
-    """The `--set` flags without each that others `among` these methods read and this one does not, and would refuse."""
-
-    given = pairs(settings)
-    return [f"{name}={value}" for name, value in given.items() if _kept(name, method, among, given)]
+def read_by(
+    settings: list[str] | None, method: MethodName, among: Iterable[MethodName], in_file: Iterable[str] = ()
+) -> list[str]:
+    """The `--set` flags without each that others `among` these methods read and this one does not, and would refuse.
+    `in_file` are the fields that --config sets.
+    """
+    values = pairs(settings)
+    given = {*values, *in_file}
+    return [f"{name}={value}" for name, value in values.items() if _kept(name, method, among, given)]
 
 
 def _kept(name: str, method: str, among: Iterable[str], given: Iterable[str]) -> bool:

@@ -73,21 +73,21 @@ def _is(row: SourceRow, pcm: NDArray[np.int16]) -> bool:
     """Whether a recording has these samples."""
     try:
         return np.array_equal(decode_whole(row.path, LONGEST_QUERY_SECONDS), pcm)
-    except Rejected:  # longer than any query
+    except Rejected:  # such as one that is longer than any query
         return False
 
 
 def _clips(embedder: Embedder, rows: Sequence[SourceRow], wave: Tensor, progress: OnProgress) -> Iterator[Hit]:
-    """All of them."""
+    """All of them, the largest cosine first."""
     wanted = unit_rows(embedder.embed(wave, SAMPLE_RATE_HZ).cpu())[0]
     arrays = kept_embeddings(embedder, rows, progress)
     cosines = unit_rows(arrays["embeddings"][:]) @ wanted
-    for place in torch.argsort(cosines, descending=True, stable=True).tolist():
+    for place in torch.argsort(cosines, descending=True, stable=True).numpy():
         yield Hit(arrays["row"][place], 0.0, float(cosines[place]))
 
 
 def _moments(embedder: Embedder, rows: Sequence[SourceRow], wave: Tensor, top: int, progress: OnProgress) -> list[Hit]:
-    """Up to `top` of each recording."""
+    """Up to `top` of each recording, the largest cosine first."""
     frames, _ = embedder.embed_frames(wave, SAMPLE_RATE_HZ)
     length, pool = frames.shape[1], embedder.pool
     wanted = unit_rows(windows(frames[0].cpu(), length, pool))[0]

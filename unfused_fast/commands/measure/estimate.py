@@ -71,7 +71,7 @@ def estimate(config: Config, clips: int, seconds: float, machine: Machine, rates
     Bytes of the device are those of one rank, which holds the bank's rows and the log-mels of its own N / ranks clips,
     its part of the mixup memory, and the clusters of all; bytes of the host are those of the machine of rank 0, which
     also holds a copy of the whole bank while it is saved. Steps, clustering and reading are shared. Raises UserError:
-    machines do not have equally many devices.
+    machines do not have equally many devices, or training would refuse the config.
     """
     if machine.devices % machine.machines:
         raise UserError(

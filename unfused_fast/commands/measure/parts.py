@@ -10,7 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,21 +100,21 @@ class Bench:
 
     @cached_property
     def method(self) -> Method:
-        """The configured one on the set's clips, in its second epoch, from which on all of its parts work; the rows of
-        a bank are noise. Raises UserError where it does not fit the set.
+        """In its second epoch, from which on all of its parts work; the rows of a bank are noise, clustered in one
+        iteration. Raises UserError where it does not fit the set.
         """
+        config = replace(self.config, cluster=replace(self.config.cluster, iterations=1, n_init=1))
 
         def every_clip(augmented: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             for ids in torch.split(torch.arange(self.clips, device=self.device), self.batch_size):
                 ALONE.batch([len(ids)])
-                yield ids, ids
+                yield ids, torch.randn(len(ids), config.model.proj_dim, device=self.device)
 
         torch.manual_seed(0)
         with quietly():
-            method = method_class(self.config)(self.config, self.clips, 0, self.device, ALONE)
+            method = method_class(config)(config, self.clips, 0, self.device, ALONE)
             prepare_for(method, self.device).train()
-            width = self.config.model.proj_dim
-            method.run = lambda ids, **_: normalize(torch.randn(len(ids), width, device=self.device), dim=1)
+            method.run = lambda rows, **_: normalize(rows, dim=1)
             method.begin_epoch(2, every_clip)
         return method
 
