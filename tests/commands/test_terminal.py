@@ -105,13 +105,26 @@ def test_no_help_is_cut_on_eighty_columns(monkeypatch: pytest.MonkeyPatch, capsy
         waiting += [([*words, name], inner) for name, inner in getattr(command, "commands", {}).items()]
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "distill"])
+@pytest.mark.parametrize(
+    ("stage", "source", "command"),
+    [
+        ("pretrain", "tones", "train distill"),
+        ("pretrain", "unlabelled", "explore"),
+        ("distill", "tones", "train linear"),
+    ],
+)
 def test_what_comes_next_can_be_typed(
-    cli: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    cli: Cli,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    source: str,
+    command: str,
 ) -> None:
-    """With the set and the run that were given, quoted."""
+    """With the set and the run that were given, quoted; stage 2 only for a set with labels, whose number is its K."""
     shards, run = tmp_path / "my 'set'", tmp_path / "a run"
-    shards.symlink_to(tones)
+    shards.symlink_to(request.getfixturevalue(source))
     monkeypatch.setattr(f"unfused_fast.stages.{stage}", lambda *_: {"run": str(run), "loss": 1.0})
     teacher = ["--teacher", tmp_path] if stage == "distill" else []
     done = cli("train", stage, shards, "--out", run, "--device", "cpu", *teacher)
@@ -119,7 +132,7 @@ def test_what_comes_next_can_be_typed(
     (line,) = (line for line in done.out.splitlines() if line.startswith("next: unfused-fast "))
     words = shlex.split(line.removeprefix("next: unfused-fast "))
     parse(words)
-    assert str(shards) in words and str(run) in words
+    assert str(shards) in words and str(run) in words and " ".join(words).startswith(command)
 
 
 def test_config_of_a_field_and_of_a_section(cli: Cli) -> None:

@@ -52,10 +52,13 @@ def train_pretrain(shards: Shards, out: Out, epochs: Epochs = None, *, flags: Pr
 
     options = flags.options()
     with options.ranks:
-        result = pretrain(config, open_set(shards), out, options)
+        opened = open_set(shards)
+        result = pretrain(config, opened, out, options)
     if options.ranks.leads:
-        closing = next_command("train", "distill", shards, "--teacher", out, "--out", "RUN2")
-        print_result(result, flags.as_json, closing)
+        words: list[object] = ["explore", shards, "--encoder", out, "--out", "PAGE", "--serve"]
+        if len(opened.manifest.label_names) > 1:  # their number is K of stage 2
+            words = ["train", "distill", shards, "--teacher", out, "--out", "RUN2"]
+        print_result(result, flags.as_json, next_command(*words))
 
 
 @train_app.command("distill")
