@@ -147,7 +147,8 @@ def test_ranks_that_do_not_divide_the_partitions_are_refused(tones: Path, tiny: 
     command = ["train", "pretrain", str(tones), *tiny, "--out", str(tmp_path / "run")]
     ((first, *others),) = run_jobs([{"ranks": 3, "arguments": command}])
     said = (
-        "error: 3 processes cannot share data.partitions = 8 evenly; use 2 or 4 processes, or --set data.partitions=9"
+        "error: 3 processes cannot share data.partitions = 8 evenly; use 2 or 4 processes, or --set data.partitions=9, "
+        "which changes the batches"
     )
     assert first["code"] == 1 and first["said"].startswith(said) and len(first["said"].splitlines()) == 1
     assert [end["code"] for end in others] == [1, 1] and not any(end["said"] for end in others)

@@ -44,7 +44,7 @@ class Share(NamedTuple):
             nearest = " or ".join(map(str, below + [number for number in fitting if number > ranks][:1]))
             raise UserError(
                 f"{ranks} processes cannot share data.partitions = {partitions} evenly; use {nearest} processes, or "
-                f"--set data.partitions={-(-partitions // ranks) * ranks}, with which a run has other batches"
+                f"--set data.partitions={-(-partitions // ranks) * ranks}, which changes the batches"
             )
         own = self.of(partitions)
         return range(own.start, own.stop)
