@@ -78,9 +78,21 @@ def test_the_command_compares_encoders(cli: Cli, tones: Path, pretrained: Path, 
         if (k["method"], k["label_fraction"], k["seed"]) == ("knn", 0.1, 0) and k["encoder"] in right:
             right[k["encoder"]][k["clip_id"]] = k["label"] == k["prediction"]
     assert pair["mcnemar"]["only_second"] == sum(right["DECAR"][i] and not right["random"][i] for i in right["random"])
-    assert "± " in cli(*arguments, "--overwrite").out
+    shown = cli(*arguments, "--overwrite").out
+    assert "± " in shown and "over repetitions" in shown and "differences, first minus second, in points" in shown
+    assert "over folds" not in shown, "no column that is empty in every row"
     again = cli(*arguments)
     assert again.code == 1 and "--overwrite" in again.error
+
+
+def test_the_random_row_says_whose_size_it_has(cli: Cli, tones: Path, pretrained: Path, tmp_path: Path) -> None:
+    """Where the encoders differ in size."""
+    given = ["--encoder", f"tiny={pretrained}", "--encoder", "base", "--device", "cpu", "--set", "eval.epochs=1"]
+    done = cli("evaluate", tones, *given, "--out", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    sizes = {row["encoder"]: row["parameters"] for row in json.loads(done.out)["rows"]}
+    assert set(sizes) == {"logmel", "random (as tiny)", "tiny", "base"}
+    assert sizes["random (as tiny)"] == sizes["tiny"] != sizes["base"]
 
 
 def test_the_command_cross_validates(cli: Cli, folded: Path, tmp_path: Path) -> None:

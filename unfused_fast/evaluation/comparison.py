@@ -22,7 +22,7 @@ from unfused_fast.evaluation.measure import Measured, Plan, measure
 from unfused_fast.evaluation.report import TextTable, held_out_text, write_report, writing
 from unfused_fast.evaluation.run_pool import finished
 from unfused_fast.evaluation.run_store import settings_of
-from unfused_fast.evaluation.table import comparisons, pair_table, result_rows, result_table
+from unfused_fast.evaluation.table import comparisons, pair_table, result_rows, result_table, without_empty_columns
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import LabelledClips
 from unfused_fast.training import Options, config_digest
@@ -145,9 +145,12 @@ def write_predictions(path: Path, shards: ShardSet, clips: LabelledClips, measur
 
 
 def evaluation_tables(result: Mapping[str, Any]) -> list[TextTable]:
-    """The metric and its test recordings; and comparisons of each pair of encoders, where there are several."""
+    """The metric and its test recordings; and comparisons of each pair of encoders, where there are several. Columns
+    that are empty in every row are left out.
+    """
     recordings = f"{result['rows'][0]['test_recordings']:,} recordings"
     held = held_out_text(result["plan"]["holdout"])
     title = f"test {result['metric']} in % on {result['task']}, {recordings}{held}"
     pairs = result["comparisons"]
-    return [result_table(title, result["rows"]), *([pair_table(pairs)] if pairs else [])]
+    tables = [result_table(title, result["rows"]), *([pair_table(pairs)] if pairs else [])]
+    return [without_empty_columns(table) for table in tables]

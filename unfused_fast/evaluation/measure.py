@@ -135,8 +135,8 @@ def measure(
     """Measures every encoder: name -> runs of it (directories), or the baselines `random` and `logmel`. Of several
     ranks rank 0 alone gets what was measured.
 
-    `random` has the architecture of the first run, or of the config where there is none. Raises UserError for a set or
-    run that cannot be evaluated.
+    `random` has the architecture of the first run, or of the config where there is none; where runs differ in size, its
+    name says as which. Raises UserError for a set or run that cannot be evaluated.
     """
     refuse_label_fraction(config)
     clips = ranks.every(lambda: labelled_clips(shards, plan.by_folds, holdout=plan.holdout))
@@ -147,9 +147,12 @@ def measure(
     report_test_in_training(list(loaded), shards, clips)
     architecture = next(iter(loaded.values())).config if loaded else config
     found, splits = list[Measured](), dict[str, Tensor]()
-    for name, run, number in given:
-        own = loaded[run].config if run in loaded else architecture
-        cost = None if run == "logmel" else encoder_cost(own, config.eval.encoder)
+    costs = {run: encoder_cost(frozen.config, config.eval.encoder) for run, frozen in loaded.items()}
+    first = next((name for name, run, _ in given if run in loaded), "")
+    alike = len(set(costs.values())) < 2
+    for title, run, number in given:
+        name = title if alike or not title == run == "random" else f"random (as {first})"
+        cost = None if run == "logmel" else costs.get(run) or encoder_cost(architecture, config.eval.encoder)
         seeds = [number] if plan.seed_of_run else range(plan.seeds)
         for seed in (config.train.seed + number for number in seeds):
             rounds = ranks.every(partial(rounds_of, clips, plan.by_folds, config.eval.valid_fraction, seed))

@@ -142,7 +142,14 @@ def pair_table(pairs: Sequence[Mapping[str, Any]]) -> TextTable:
         ]
         for pair in pairs
     ]
-    return "differences in points", PAIR_COLUMNS, texts
+    return "differences, first minus second, in points", PAIR_COLUMNS, texts
+
+
+def without_empty_columns(table: TextTable) -> TextTable:
+    """The table without columns that are empty in every row."""
+    title, columns, rows = table
+    kept = [number for number in range(len(columns)) if any(texts[number] for texts in rows)]
+    return title, [columns[number] for number in kept], [[texts[number] for number in kept] for texts in rows]
 
 
 def _grouped(scores: Sequence[Scored]) -> dict[Key, list[Scored]]:
