@@ -98,7 +98,7 @@ def test_the_random_row_says_whose_size_it_has(cli: Cli, tones: Path, pretrained
 def test_the_command_cross_validates(cli: Cli, folded: Path, tmp_path: Path) -> None:
     arguments = ["evaluate", folded, "--encoder", "logmel", "--out", tmp_path / "out", "--device", "cpu"]
     refused = cli(*arguments)
-    assert refused.code == 1 and "--folds" in refused.error
+    assert refused.code == 1 and "train and test are needed" in refused.error and "--folds" in refused.error
     done = cli(*arguments, "--folds", "--json", "--no-baselines", "--set", "eval.epochs=20")
     assert done.code == 0, done.err
     (row,) = json.loads(done.out)["rows"]
@@ -134,7 +134,7 @@ def test_what_cannot_be_evaluated_is_said(cli: Cli, unlabelled: Path, tones: Pat
         assert done.code == 1 and not (tmp_path / "out").exists()
         return done.error
 
-    assert "train and test are needed" in error(unlabelled, "--encoder", "random")
+    assert "60 of 60 clips of split train have no label" in error(unlabelled, "--encoder", "random")
     for words, *flags in (
         ("no fold", "random", "--folds"),
         ("not a run of unfused-fast", tmp_path / "nothing"),

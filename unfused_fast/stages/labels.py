@@ -113,6 +113,8 @@ def labelled_clips(
     Args:
         holdout: share of the train recordings that are held out as test.
     """
+    if not shards.manifest.label_names:  # first: no other split or fold would help
+        _targets(shards, shards.clips)
     if not by_folds:
         report_unused_splits(shards)
     there = tuple(shards.manifest.splits)
