@@ -21,7 +21,7 @@ from unfused_fast.commands.measure.parts import PARTS, Bench, Measured, limit
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.shards.sets.table import open_shards
-from unfused_fast.training.options import Options
+from unfused_fast.training.options import Interrupted, Options
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +78,21 @@ def test_rows_are_appended_to_those_that_are_there(
         done = cli("bench", "views", tones, "--rows", tmp_path / name, *tiny)
         assert done.code == 1 and "no rows can be appended" in done.error and "measuring" not in done.err
     assert "GB on disk are needed" in cli("bench", "views", "--synthetic", 10**9, *tiny).error
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt(), Interrupted("run: saved; continue with --resume")])
+def test_a_stopped_bench_keeps_nothing_and_says_so(
+    cli: Callable[..., Any], tones: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch, stopped: BaseException
+) -> None:
+    def epoch(bench: Bench) -> None:
+        raise stopped
+
+    monkeypatch.setitem(parts.PARTS, "epoch", epoch)
+    done = cli("bench", "epoch", tones, *tiny)
+    assert (done.code, done.out) == (130, "") and done.err.splitlines() == [
+        "bench: measuring epoch",
+        "bench: stopped; nothing is kept",
+    ]
 
 
 def test_a_part_of_some_epochs_counts_nothing_in_the_others(tones: Path, monkeypatch: pytest.MonkeyPatch) -> None:

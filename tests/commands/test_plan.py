@@ -81,6 +81,19 @@ def test_times_by_hand(cli: Cli, rates: Path) -> None:
     )
 
 
+def test_measuring_is_announced_where_it_happens(cli: Cli, rates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, stopped = ["plan", "--clips", 1000, "--json"], KeyboardInterrupt()
+    monkeypatch.setattr(measure_rates, "measured_here", lambda *_: (_ for _ in ()).throw(stopped))
+    done = cli(*given, "--device", "cpu")
+    assert done.code == 130 and done.err.splitlines() == [
+        "plan: measuring this machine; --device h100 or --rates only computes",
+        "plan: stopped; nothing is kept",
+    ]
+    for computed in (["--device", "h100"], ["--device", "cpu", "--rates", rates]):
+        done = cli(*given, *computed)
+        assert done.code == 0 and "measuring" not in done.err
+
+
 def test_each_head_is_remembered(cli: Cli) -> None:
     three, one, largest = (
         planned(cli, "--device", "h100", "--set", f"cluster.k={k}") for k in ("512,512,1024", "512", "1024")

@@ -8,7 +8,7 @@ import csv
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -59,7 +59,7 @@ def bench(
     from unfused_fast.commands.measure.synthetic import synthetic_set
     from unfused_fast.console import console, counted
 
-    with ExitStack() as stack:
+    with _nothing_kept("bench"), ExitStack() as stack:
         config = stage_config("pretrain", preset, settings, None, None, method)
         options = run_options(device, compile_, compile_mode=compile_mode)
         _append(rows_file, [])  # before minutes of measuring, not after them
@@ -72,6 +72,8 @@ def bench(
         found = list[Measured]()
         left_out = () if measured.method.bank is not None or part != "all" else ("kmeans", "bank")
         for name in (name for name in PARTS if name not in left_out and part in (name, "all")):
+            if not console.is_terminal:  # where no status is drawn
+                console.print(f"bench: measuring {name}")
             with console.status(f"measuring {name}"):
                 found += PARTS[name](measured)
         about = {"clips": measured.clips, "batch": measured.batch_size, **circumstances(options.device)}
@@ -84,6 +86,17 @@ def bench(
     title = f"{about['device']}, {about['cores']} cores; {about['versions']}"
     columns = ["part", "what", "median", "p20 - p80", "unit", "limit", "of it", "limit set by"]
     show({"rows": rows, "limit": bottleneck}, as_json, [(title, columns, list(map(_line, found)))], sentences)
+
+
+@contextmanager
+def _nothing_kept(command: str) -> Iterator[None]:
+    """Raises Interrupted, of the command and not of a run in its temporary folder, when a signal comes."""
+    from unfused_fast.training import Interrupted
+
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted) as error:
+        raise Interrupted(f"{command}: stopped; nothing is kept") from error
 
 
 def _line(row: Measured) -> list[str]:
@@ -154,7 +167,7 @@ def plan(
     """Disk, memory and hours of pre-training on a set of some size, before anything is made; and what does not fit."""
     from unfused_fast.commands.measure.estimate import GPU_BYTES, Machine, estimate
     from unfused_fast.commands.measure.rates import measured_here, read_rates
-    from unfused_fast.console import counted
+    from unfused_fast.console import console, counted
     from unfused_fast.data import gigabytes
     from unfused_fast.memory import free_memory
 
@@ -165,7 +178,10 @@ def plan(
     else:
         options = run_options(device)
         machine = Machine(options.device.type, *free_memory(options.device), devices, machines)
-        rates = rates or measured_here(config, options, clips, seconds)
+        if rates is None:
+            console.print("plan: measuring this machine; --device h100 or --rates only computes")
+            with _nothing_kept("plan"):
+                rates = measured_here(config, options, clips, seconds)
     if device_memory is not None:
         machine = replace(machine, device_bytes=_bytes("--device-memory", device_memory))
     if host_memory is not None:
