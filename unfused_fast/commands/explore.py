@@ -17,8 +17,8 @@ from unfused_fast.errors import escaped
 from unfused_fast.shards.packing.workers import start_server
 
 UNKNOWN_STARTS = (
-    "the set was packed by an earlier version, which did not keep where in a recording its clips begin: seconds count "
-    "from where the clip begins; for those of the recording pack the set again"
+    "This set is from an earlier version that did not record where each clip begins in its recording; pack the set "
+    "again to see seconds."
 )
 
 
@@ -132,14 +132,19 @@ def similar(
         {
             "path": rows[hit.row].source,
             "label": rows[hit.row].label or ", ".join(rows[hit.row].labels) or None,
-            "seconds": round(hit.seconds, 3),
+            "seconds": None if rows[hit.row].begins is None else round(hit.seconds, 3),
             "cosine": round(hit.cosine, 4),
         }
         for hit in hits
     ]
     names = ("path", "label", "at second", "cosine")
     lines = [
-        (escaped(one["path"]), escaped(one["label"] or ""), f"{one['seconds']:.2f}", f"{one['cosine']:.4f}")
+        (
+            escaped(one["path"]),
+            escaped(one["label"] or ""),
+            "" if one["seconds"] is None else f"{one['seconds']:.2f}",
+            f"{one['cosine']:.4f}",
+        )
         for one in found
     ]
     shown = [place for place, name in enumerate(names) if name != "label" or any(one["label"] for one in found)]
