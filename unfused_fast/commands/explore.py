@@ -21,6 +21,8 @@ UNKNOWN_STARTS = (
     "again to see seconds."
 )
 
+LONG = "Long recordings were compared as a whole; --frames finds moments within them."
+
 
 def explore(
     shards: Shards,
@@ -127,7 +129,7 @@ def similar(
     embedder = load(encoder, device)
     rows = embed_rows(audio, console.print)
     with bar("embedding") as progress:
-        hits, itself = find_similar(embedder, rows, query, top, progress, frames)
+        hits, itself, long = find_similar(embedder, rows, audio, query, top, progress, frames)
     found: list[dict[str, Any]] = [
         {
             "path": rows[hit.row].source,
@@ -150,5 +152,6 @@ def similar(
     shown = [place for place, name in enumerate(names) if name != "label" or any(one["label"] for one in found)]
     table = escaped(f"like {query}"), [names[place] for place in shown], [[line[n] for n in shown] for line in lines]
     sentences = [f"left out, because it is the query itself: {', '.join(itself)}"] if itself else []
+    sentences += [LONG] if long and not frames else []
     sentences += [UNKNOWN_STARTS] if any(rows[hit.row].begins is None for hit in hits) else []
     show({"query": str(query), "hits": found, "left_out": itself}, as_json, [table], sentences)

@@ -96,7 +96,7 @@ def explore_folder(
     columns = [*columns_of(shards), *own_pseudo_labels(encoder, shards)]
     for path in tables:
         columns += columns_in(path, shards, {"cluster", *(column.name for column in columns)})
-    arrays = kept_embeddings(embedder, shard_set_rows(shards), embedding)
+    arrays = kept_embeddings(embedder, shard_set_rows(shards), [str(shards.directory)], embedding)
     kept = np.array(arrays["row"], np.int64)
     unit, columns = unit_rows(arrays["embeddings"][:]), [column.of(kept) for column in columns]
     label = next((column for column in columns if column.name == "label"), None)
