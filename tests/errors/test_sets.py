@@ -35,7 +35,11 @@ PATHS: list[tuple[str, str, list[str]]] = [
         "empty",
         ["a folder, but not a shard set (no manifest.json)", "pack them first: unfused-fast shard"],
     ),
-    ("train linear SET --encoder gone --out OUT", "gone", ["not a run of unfused-fast", "give a directory that train"]),
+    (
+        "train linear SET --encoder gone --out OUT",
+        "gone",
+        ["not a run of unfused-fast", "give a directory that train", "or base"],
+    ),
     ("train distill SET --teacher gone --out OUT", "gone", ["not a run of unfused-fast", "give a directory that"]),
     ("train linear SET --encoder empty --out OUT", "empty", ["no config.json", "give a directory"]),
 ]

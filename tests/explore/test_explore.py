@@ -134,7 +134,7 @@ def test_the_folder_has_every_clip_and_is_left_or_replaced(
     given = ["explore", named.directory, "--encoder", pretrained, "--out", page, "--map", "pca", "--json"]
     again = json.loads(cli(*given).out)
     assert again["made"] is False and contents(page) == before
-    refused(cli(*given, "--clusters", 3), page, "replace it with --overwrite")
+    refused(cli(*given, "--clusters", 3), page, "holds a page made from other clips", "replace it with --overwrite")
     (tmp_path / "empty").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path / "empty")
@@ -147,9 +147,9 @@ def test_the_folder_has_every_clip_and_is_left_or_replaced(
     (tmp_path / "new.partial").mkdir()
     (tmp_path / "new.partial" / "mine.txt").write_text("mine")
     given[5] = tmp_path / "new"
-    refused(cli(*given, "--overwrite"), "mine.txt, which is no part of a page")
+    refused(cli(*given, "--overwrite"), "is not empty and not a page of explore (mine.txt)")
     given[5] = tmp_path
-    refused(cli(*given, "--overwrite"), tmp_path, "which is no part of a page")
+    refused(cli(*given, "--overwrite"), tmp_path, "is not empty and not a page of explore (empty, link, mine.txt, ...)")
 
 
 def test_clips_of_the_folder_are_those_of_the_set(tone_rows: list[SourceRow], named: ShardSet, page: Path) -> None:
