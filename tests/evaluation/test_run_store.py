@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def test_compare_writes_what_its_files_say(compared: Path) -> None:
     assert (simclr["set"], simclr["clips_seen"], simclr["epoch"], simclr["head"]) == ("tones", 60, 1, "linear")
     assert simclr["seconds"] == pytest.approx(sum(line["epoch_seconds"] for line in log), abs=0.006)
     assert json.loads(simclr["config"])["model.channels"] == 4 and "train.seed" not in json.loads(simclr["config"])
-    assert simclr["commit"] and json.loads(simclr["versions"])["torch"] == torch.__version__
+    assert simclr["commit"] and json.loads(simclr["versions"])["torch"] == importlib.metadata.version("torch")
     failed = _rows(store, method="moco")
     assert [row["seed"] for row in failed] == [0, 1] and {row["state"] for row in failed} == {"failed"}
     assert all("method.queue = 1000" in row["reason"] and row["score"] is None for row in failed)

@@ -57,7 +57,7 @@ def check(
     sentences += [f"warning: {finding.message}" for finding in found.warnings]
     if not found.corrupt:
         clips = counted(found.clips, "clip")
-        sentences.append(f"{display_name(shards)}: all shards are as they were written, {clips}")
+        sentences.append(f"{display_name(shards)}: intact, {clips}; every shard matches its checksum")
     show(result, as_json, [], sentences)
     if found.corrupt:
         raise typer.Exit(1)

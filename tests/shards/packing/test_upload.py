@@ -41,7 +41,7 @@ def test_set_made_in_s3_is_the_local_set_and_is_trained_on(
 
     done = cli("train", "pretrain", url, "--out", tmp_path / "run", "--epochs", "1", *tiny)
     assert done.code == 0, done.err
-    assert cli("check", url).out.strip() == f"{url}: all shards are as they were written, 48 clips"
+    assert cli("check", url).out.strip() == f"{url}: intact, 48 clips; every shard matches its checksum"
     assert cli("shard", table, url).error.startswith(f"{url}: a shard set is already there")
     assert "shards were there already" in cli("shard", table, url, "--resume").out
 
