@@ -27,7 +27,7 @@ except ModuleNotFoundError:  # on Windows
 
 BUSY = "another process is packing to it; wait for it, or choose another OUT"
 _FULL = "free some space and run the same command again, or pack to another disk"
-_FORBIDDEN = "get the right to write there and run the same command again, or choose another OUT"
+_FORBIDDEN = "make it writable and run the same command again, or choose another OUT"
 _ADVICE = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
@@ -157,10 +157,7 @@ def _check_replaceable(out: Path, replace: bool) -> None:
     if not out.is_dir():
         raise UserError(f"{out}: a file, but a shard set is a folder; choose another OUT")
     if not is_complete(out):
-        raise UserError(
-            f"{out}: is not empty and is not a shard set, so it is not overwritten; "
-            "choose another OUT or empty the folder"
-        )
+        raise UserError(f"{out}: is not empty and is not a shard set, so it is not overwritten; choose a new OUT")
     if not replace:
         raise UserError(f"{out}: a shard set is already there; choose another OUT, or replace it with --overwrite")
 

@@ -91,7 +91,7 @@ class RemoteSet(RemoteFolder):
         if claim is None and MANIFEST not in there and there:
             raise UserError(
                 f"{self.shown}: is not empty ({min(there)}) and is not a shard set, so it is not overwritten; "
-                "choose another OUT or empty it"
+                "choose a new OUT"
             )
         finishing = bool(journal.sent) and self._request() == digest_of(journal.request)
         if not ours and MANIFEST in there and not overwrite and not finishing:

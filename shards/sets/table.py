@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import takewhile
@@ -214,8 +215,11 @@ def _no_manifest(directory: Path) -> str:
     if (unfinished / "journal").is_dir():
         out = unfinished.with_suffix("")
         return f"unfinished; finish it with the same command that started it (OUT is {out})"
-    found = f"holds no {MANIFEST}, so it is not a shard set" if directory.is_dir() else "no such folder"
-    return f"{found}; make a shard set there with: unfused-fast shard SOURCE {directory}"
+    place = shlex.quote(str(directory))
+    if not directory.is_dir():
+        return f"no such folder; make a shard set there with: unfused-fast shard FOLDER {place}"
+    found = f"a folder, but not a shard set (no {MANIFEST})"
+    return f"{found}; if it holds recordings, pack them first: unfused-fast shard {place} SHARDS"
 
 
 def read_clips(directory: Path) -> pa.Table:

@@ -96,6 +96,8 @@ def test_a_folder(cli: Cli, pretrained: Path, embedder: Embedder, folder: Path, 
     np.testing.assert_allclose(found["seconds"], [soundfile.info(path).duration for path in paths], atol=1e-4)
     assert facts["encoder"] == embedder.digest
     assert (facts["files"], facts["rows"], facts["rejected"]) == (96, 96, {})
+    speed = facts["times_real_time"] * facts["seconds"]
+    assert speed == pytest.approx(found["seconds"].sum(), rel=0.05)
     assert {path.name for path in tmp_path.iterdir()} == {out.name, f"{out.name}.rejected.csv"}
     refused(cli("embed", folder, "--encoder", pretrained, "--out", out), out, "--overwrite")
     refused(cli("embed", folder, "--encoder", pretrained, "--out", tmp_path / "a.npz", "--frames"), "--frames")
@@ -273,6 +275,16 @@ def test_ctrl_c_and_a_kill(
     np.testing.assert_allclose(table_of(out)["embeddings"], np.tile(whole, (6, 1)), rtol=1e-4, atol=1e-5)
 
 
+def test_few_long_files_are_measured_by_their_seconds(
+    cli: Cli, pretrained: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = {"files_per_second": 0.1, "times_real_time": 45.2}
+    monkeypatch.setattr("unfused_fast.embedding.embed_files", lambda *given, **more: embed_files(*given, **more) | slow)
+    file = min(folder.iterdir())
+    done = cli("embed", file, "--encoder", pretrained, "--out", tmp_path / "a.csv", "--device", "cpu", "--workers", 1)
+    assert f"features by {pretrained}, 45.2 x real time" in " ".join(done.out.split()), done.err
+
+
 def test_what_an_unfinished_run_left(
     cli: Cli, pretrained: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,6 +336,7 @@ def test_what_an_unfinished_run_left(
     nothing = ("--encoder", tmp_path, "--out")  # what is there is refused before an encoder is looked for
     refused(cli("embed", folder, *nothing, tmp_path / "there.npz"), "there.npz: it exists")
     refused(cli("embed", folder, *nothing, tmp_path / "x.txt"), ".npz, .parquet, .zarr or .csv")
+    refused(cli("embed", wave, *flags[:3], wave / "x.npz", *flags[4:]), f"{wave}/x.npz: cannot be written (Not a dir")
 
 
 @pytest.mark.parametrize("name", ["z.zarr", "dd.npz", "foreign.zarr", "x.npz.partial"])

@@ -24,14 +24,22 @@ PATHS: list[tuple[str, str, list[str]]] = [
     ("report gone", "gone", ["does not exist", "give directories that unfused-fast train wrote"]),
     ("report empty", "empty", ["holds no finished run", "give directories"]),
     ("check gone", "gone", ["no such folder"]),
-    ("train all gone --out OUT", "gone", ["no such folder", "unfused-fast shard SOURCE"]),
-    ("train pretrain gone --out OUT", "gone", ["no such folder", "unfused-fast shard SOURCE"]),
+    ("train all gone --out OUT", "gone", ["no such folder", "make a shard set there with: unfused-fast shard FOLDER"]),
+    (
+        "train pretrain gone --out OUT",
+        "gone",
+        ["no such folder", "make a shard set there with: unfused-fast shard FOLDER"],
+    ),
     (
         "train pretrain empty --out OUT",
         "empty",
-        ["holds no manifest.json", "make a shard set there with: unfused-fast shard"],
+        ["a folder, but not a shard set (no manifest.json)", "pack them first: unfused-fast shard"],
     ),
-    ("train linear SET --encoder gone --out OUT", "gone", ["not a run of unfused-fast", "give a directory that train"]),
+    (
+        "train linear SET --encoder gone --out OUT",
+        "gone",
+        ["not a run of unfused-fast", "give a directory that train", "or base"],
+    ),
     ("train distill SET --teacher gone --out OUT", "gone", ["not a run of unfused-fast", "give a directory that"]),
     ("train linear SET --encoder empty --out OUT", "empty", ["no config.json", "give a directory"]),
 ]

@@ -134,7 +134,7 @@ def test_the_folder_has_every_clip_and_is_left_or_replaced(
     given = ["explore", named.directory, "--encoder", pretrained, "--out", page, "--map", "pca", "--json"]
     again = json.loads(cli(*given).out)
     assert again["made"] is False and contents(page) == before
-    refused(cli(*given, "--clusters", 3), page, "replace it with --overwrite")
+    refused(cli(*given, "--clusters", 3), page, "holds a page made from other clips", "replace it with --overwrite")
     (tmp_path / "empty").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path / "empty")
@@ -147,9 +147,9 @@ def test_the_folder_has_every_clip_and_is_left_or_replaced(
     (tmp_path / "new.partial").mkdir()
     (tmp_path / "new.partial" / "mine.txt").write_text("mine")
     given[5] = tmp_path / "new"
-    refused(cli(*given, "--overwrite"), "mine.txt, which is no part of a page")
+    refused(cli(*given, "--overwrite"), "is not empty and not a page of explore (mine.txt)")
     given[5] = tmp_path
-    refused(cli(*given, "--overwrite"), tmp_path, "which is no part of a page")
+    refused(cli(*given, "--overwrite"), tmp_path, "is not empty and not a page of explore (empty, link, mine.txt, ...)")
 
 
 def test_clips_of_the_folder_are_those_of_the_set(tone_rows: list[SourceRow], named: ShardSet, page: Path) -> None:
@@ -223,7 +223,10 @@ def test_similar_clips_are_those_of_numpy(
     shown = cli(*given).out
     assert "label" in shown and f"left out, because it is the query itself: {sources[query]}" in shown
     (tmp_path / "no.wav").write_text("no audio")
-    refused(cli(*given[:5], tmp_path / "no.wav"), "no.wav", "give a recording")
+    refused(cli(*given[:5], tmp_path / "no.wav"), "no.wav", "not audio", "; give another recording")
+    refused(cli(*given[:5], tmp_path / "gone.wav"), "gone.wav: no such file")
+    monkeypatch.setattr("unfused_fast.explore.similar.LONGEST_QUERY_SECONDS", 0.5)
+    refused(cli(*given), "query.wav: longer than 0.5 s; give a shorter query")
 
 
 def test_embeddings_of_which_a_part_is_damaged_are_made_again(
@@ -237,7 +240,11 @@ def test_embeddings_of_which_a_part_is_damaged_are_made_again(
         query_of(named, clip, tmp_path / "sounds" / f"{clip}.wav")
     query = tmp_path / "sounds" / "0.wav"
     given = ["similar", tmp_path / "sounds", "--encoder", pretrained, "--query", query, "--frames"]
-    before = cli(*given, "--json").out
+    (tmp_path / "sounds" / "no.wav").write_text("no audio")
+    first = cli(*given, "--json")
+    lists = f"unfused-fast embed {tmp_path / 'sounds'} --out FILE.npz lists them in FILE.npz.rejected.csv"
+    assert f"1 of 4 recordings cannot be used; {lists}\n" in first.err
+    before = first.out
     assert len(json.loads(before)["hits"]) == 2 and "label" not in cli(*given).out
     (kept,) = tmp_path.glob("embeddings/*.zarr")
     damages = [(name, cut) for name in ("embeddings/c/0/0", "path/c/0", "zarr.json") for cut in (False, True)]
@@ -267,6 +274,9 @@ def test_moments_are_found_in_a_long_recording(
     hits = json.loads(cli(*given, "--frames").out)["hits"]
     assert sorted(hit["seconds"] for hit in hits[:2]) == pytest.approx([4.0, 21.6], abs=0.1)
     assert all(hit["path"].endswith("long.wav") for hit in hits[:2]) and hits[1]["cosine"] > hits[2]["cosine"]
+    note = "Long recordings were compared as a whole; --frames finds moments within them."
+    assert note in " ".join(cli(*given[:-1]).out.split())
+    assert note not in " ".join(cli(*given[:-1], "--frames").out.split())
     pack(source_rows(field), shards, workers=0)  # long.wav is cut into four
     given[1] = shards
     of_set = json.loads(cli(*given, "--frames").out)["hits"]
@@ -276,7 +286,8 @@ def test_moments_are_found_in_a_long_recording(
     table = pq.read_table(shards / "clips.parquet").drop_columns("start")  # as sets were before
     pq.write_table(table, shards / "clips.parquet")
     shown = cli(*given[:-1]).out
-    assert "10.00" not in shown and "for those of the recording pack the set again" in shown
+    assert "0.00" not in shown and note not in shown and "pack the set again to see seconds" in " ".join(shown.split())
+    assert {hit["seconds"] for hit in json.loads(cli(*given).out)["hits"]} == {None}
     given[1], given[-2] = field, 3
     monkeypatch.setattr("unfused_fast.explore.similar.STEPS", 7)  # blocks of any size give the same
     assert json.loads(cli(*given, "--frames").out)["hits"] == hits

@@ -106,8 +106,11 @@ def embed(
     if not ranks.leads:
         return
     files, made = counted(facts["files"], "file"), counted(facts["rows"], "row")
+    rate = f"{facts['files_per_second']:g} files/s"
+    if facts["files_per_second"] < 1:
+        rate = f"{facts['times_real_time']:g} x real time"
     sentences = [
-        f"{out}: {files}, {made} of {facts['embedding_size']} features, {facts['files_per_second']:g} files/s",
+        f"{out}: {files}, {made} of {facts['embedding_size']} features by {encoder}, {rate}",
         *(f"  rejected {count}: {reason}" for reason, count in facts["rejected"].items()),
     ]
     if facts["rejected"]:

@@ -17,9 +17,11 @@ from unfused_fast.errors import escaped
 from unfused_fast.shards.packing.workers import start_server
 
 UNKNOWN_STARTS = (
-    "the set was packed by an earlier version, which did not keep where in a recording its clips begin: seconds count "
-    "from where the clip begins; for those of the recording pack the set again"
+    "This set is from an earlier version that did not record where each clip begins in its recording; pack the set "
+    "again to see seconds."
 )
+
+LONG = "Long recordings were compared as a whole; --frames finds moments within them."
 
 
 def explore(
@@ -127,23 +129,29 @@ def similar(
     embedder = load(encoder, device)
     rows = embed_rows(audio, console.print)
     with bar("embedding") as progress:
-        hits, itself = find_similar(embedder, rows, query, top, progress, frames)
+        hits, itself, long = find_similar(embedder, rows, audio, query, top, progress, frames)
     found: list[dict[str, Any]] = [
         {
             "path": rows[hit.row].source,
             "label": rows[hit.row].label or ", ".join(rows[hit.row].labels) or None,
-            "seconds": round(hit.seconds, 3),
+            "seconds": None if rows[hit.row].begins is None else round(hit.seconds, 3),
             "cosine": round(hit.cosine, 4),
         }
         for hit in hits
     ]
     names = ("path", "label", "at second", "cosine")
     lines = [
-        (escaped(one["path"]), escaped(one["label"] or ""), f"{one['seconds']:.2f}", f"{one['cosine']:.4f}")
+        (
+            escaped(one["path"]),
+            escaped(one["label"] or ""),
+            "" if one["seconds"] is None else f"{one['seconds']:.2f}",
+            f"{one['cosine']:.4f}",
+        )
         for one in found
     ]
     shown = [place for place, name in enumerate(names) if name != "label" or any(one["label"] for one in found)]
     table = escaped(f"like {query}"), [names[place] for place in shown], [[line[n] for n in shown] for line in lines]
     sentences = [f"left out, because it is the query itself: {', '.join(itself)}"] if itself else []
+    sentences += [LONG] if long and not frames else []
     sentences += [UNKNOWN_STARTS] if any(rows[hit.row].begins is None for hit in hits) else []
     show({"query": str(query), "hits": found, "left_out": itself}, as_json, [table], sentences)

@@ -100,6 +100,7 @@ def embed_files(
         )
     parts = EmbeddingParts(out, request, embedder.scene_embedding_size, overwrite and not resume, ranks)
     before, groups = parts.done, parts.missing(reading.BLOCK_FILES)
+    seconds_before = sum(file.seconds for file in parts.files)
     own = groups[ranks.share.of(len(groups))]
 
     def publish() -> dict[str, Any]:
@@ -123,6 +124,7 @@ def embed_files(
             "rejected": rejected,
             "seconds": round(seconds, 2),
             "files_per_second": round((len(rows) - before) / seconds, 1),
+            "times_real_time": round((sum(file.seconds for file in parts.files) - seconds_before) / seconds, 1),
             "encoder": about["encoder"],
         }
 

@@ -116,7 +116,7 @@ class EmbeddingParts:
             ) from None
         except OSError as error:
             self._lock.release()
-            raise UserError(f"{self.folder}: cannot be written ({cause(error)}); name another --out") from error
+            raise UserError(f"{self.out}: cannot be written ({cause(error)}); name another --out") from error
 
     def read(self) -> None:
         """Reads which blocks are saved, of all ranks."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,17 +29,21 @@ from unfused_fast.embedding import Embedder, embed_files
 from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.callbacks import OnProgress
 from unfused_fast.shards.sets.remote_folder import cache_folder
+from unfused_fast.shards.sources.location import display_name
 from unfused_fast.shards.sources.row import SourceRow
 
 
 def kept_embeddings(
-    embedder: Embedder, rows: Sequence[SourceRow], progress: OnProgress, frames: bool = False
+    embedder: Embedder, rows: Sequence[SourceRow], audio: Sequence[str], progress: OnProgress, frames: bool = False
 ) -> dict[str, Any]:
     """Arrays of the rows that can be decoded, in their order, embedded now or before.
 
+    Args:
+        audio: what the user named, for a message.
+
     Returns:
-        row: (M,) which of `rows` each is; embeddings: zarr array (M, D), or with `frames` (all steps, D) with
-        first_row and rows (M,), the steps of each.
+        row: (M,) which of `rows` each is; seconds: (M,) their lengths; embeddings: zarr array (M, D), or with `frames`
+        (all steps, D) with first_row and rows (M,), the steps of each.
 
     Raises:
         UserError: none of the rows is usable, or the cache cannot be written.
@@ -59,7 +64,10 @@ def kept_embeddings(
         arrays = _opened(path, frames)
     assert arrays is not None
     if lost := len(rows) - len(arrays["row"]):
-        console.once(f"{lost} of {counted(len(rows), 'recording')} cannot be used; unfused-fast embed names them")
+        console.once(
+            f"{lost} of {counted(len(rows), 'recording')} cannot be used; unfused-fast embed "
+            f"{shlex.join(map(display_name, audio))} --out FILE.npz lists them in FILE.npz.rejected.csv"
+        )
     return arrays
 
 
@@ -69,13 +77,13 @@ def _opened(path: Path, frames: bool) -> dict[str, Any] | None:
     """
     try:
         group: Any = zarr.open_group(path, mode="r")
-        found = {name: group[name] for name in ("embeddings", "path", *(("rows",) if frames else ()))}
+        found = {name: group[name] for name in ("embeddings", "path", "seconds", *(("rows",) if frames else ()))}
         rows = found["embeddings"]
         chunk_bytes = math.prod(rows.chunks) * rows.dtype.itemsize  # not compressed
         sizes = [file.stat().st_size for file in (path / "embeddings" / "c").rglob("*") if file.is_file()]
         if any(array.nchunks_initialized < array.nchunks for array in found.values()) or {*sizes} != {chunk_bytes}:
             return None
-        found["row"] = [int(name) for name in found.pop("path")[:]]
+        found["row"], found["seconds"] = [int(name) for name in found.pop("path")[:]], found["seconds"][:]
         if frames:
             counts = found["rows"] = found["rows"][:]
             found["first_row"] = counts.cumsum() - counts

@@ -27,7 +27,7 @@ from unfused_fast import __version__
 from unfused_fast.config import FrontendConfig
 from unfused_fast.data import log_mel
 from unfused_fast.embedding import Embedder, shard_set_rows
-from unfused_fast.errors import UserError, cause
+from unfused_fast.errors import UserError, cause, escaped
 from unfused_fast.explore.clips import read_clips
 from unfused_fast.explore.columns import (
     clusters_of,
@@ -51,6 +51,8 @@ PICTURE_FRAMES = 256
 """Most columns of a picture; of a longer clip each is the mean over several frames."""
 RANGE = 13.8
 """Natural logarithms from the loudest bin of a clip to black. Ours: 60 dB."""
+NAMED = 3
+"""Files that are named of a folder that is no page."""
 ABOUT = "data/explore.json"
 LARGEST_ABOUT = 2**30
 PARTS = {"index.html", "explore.css", "explore.js", "scatter.js", "player.js", "data", "audio", "mel"}
@@ -96,7 +98,7 @@ def explore_folder(
     columns = [*columns_of(shards), *own_pseudo_labels(encoder, shards)]
     for path in tables:
         columns += columns_in(path, shards, {"cluster", *(column.name for column in columns)})
-    arrays = kept_embeddings(embedder, shard_set_rows(shards), embedding)
+    arrays = kept_embeddings(embedder, shard_set_rows(shards), [str(shards.directory)], embedding)
     kept = np.array(arrays["row"], np.int64)
     unit, columns = unit_rows(arrays["embeddings"][:]), [column.of(kept) for column in columns]
     label = next((column for column in columns if column.name == "label"), None)
@@ -195,8 +197,8 @@ def _page_of(out: Path, overwrite: bool, request: str) -> dict[str, Any] | None:
         raise UserError(f"{out}: it is not a page of explore ({cause(error)}); choose another --out") from error
     if about["request"] != request and not overwrite:
         raise UserError(
-            f"{out}: a page of {about['title']} by {about['encoder']}, of other clips, encoder or options; replace it "
-            "with --overwrite, or choose another --out"
+            f"{out}: holds a page made from other clips, another encoder or other options ({about['title']} by "
+            f"{about['encoder']}); replace it with --overwrite, or choose another --out"
         )
     return about
 
@@ -204,7 +206,8 @@ def _page_of(out: Path, overwrite: bool, request: str) -> dict[str, Any] | None:
 def _refuse_others(folder: Path) -> None:
     """Raises UserError for a folder with anything that is no part of a page."""
     if others := {path.name for path in folder.iterdir()} - PARTS:
-        raise UserError(f"{folder}: it holds {min(others)}, which is no part of a page; choose another --out")
+        shown = ", ".join(map(escaped, sorted(others)[:NAMED])) + (", ..." if len(others) > NAMED else "")
+        raise UserError(f"{folder}: is not empty and not a page of explore ({shown}); choose another --out")
 
 
 def _facts(about: dict[str, Any], out: Path) -> dict[str, Any]:

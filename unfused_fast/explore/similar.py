@@ -5,7 +5,7 @@ Exact: every clip and every step is compared, by the cosine of embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +21,11 @@ from unfused_fast.models import Pool
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.audio.decode import decode_whole
 from unfused_fast.shards.callbacks import OnProgress
-from unfused_fast.shards.sources.reasons import Rejected
+from unfused_fast.shards.sources.reasons import Reason, Rejected
 from unfused_fast.shards.sources.row import SourceRow
 
+LONG_RATIO, LONG_SECONDS = 10, 30.0
+"""A recording of more seconds, and of this many times the query's, may hold it as a moment of many. Ours."""
 LONGEST_QUERY_SECONDS = 600.0
 """Ours: a query is a sound that one has in mind; ten minutes are more than that."""
 ITSELF = 0.999
@@ -43,10 +45,17 @@ class Hit(NamedTuple):
 
 
 def find_similar(
-    embedder: Embedder, rows: Sequence[SourceRow], query: Path, top: int, progress: OnProgress, frames: bool = False
-) -> tuple[list[Hit], list[str]]:
-    """The `top` rows whose embeddings have the largest cosine to the query's, the largest first, ties in order; and the
-    sources of those left out because they are the query itself, sample for sample.
+    embedder: Embedder,
+    rows: Sequence[SourceRow],
+    audio: Sequence[str],
+    query: Path,
+    top: int,
+    progress: OnProgress,
+    frames: bool = False,
+) -> tuple[list[Hit], list[str], bool]:
+    """The `top` rows whose embeddings have the largest cosine to the query's, the largest first, ties in order; the
+    sources of those left out because they are the query itself, sample for sample; and whether any of the rows is much
+    longer than the query. `audio`: what the user named, for messages.
 
     With `frames` moments as long as the query, no two of which overlap. A moment begins at any step of the encoder, and
     is pooled over its steps as the query is over its own. A recording shorter than the query is one moment. Memory does
@@ -55,10 +64,15 @@ def find_similar(
     try:
         pcm = decode_whole(query, LONGEST_QUERY_SECONDS)
     except Rejected as error:
-        raise UserError(f"{query}: {error}; give a recording of at most {LONGEST_QUERY_SECONDS:g} s") from error
+        if error.reason == Reason.TOO_LONG:
+            why = f"longer than {LONGEST_QUERY_SECONDS:g} s; give a shorter query"
+        else:
+            why = f"{error}; give another recording" if query.exists() else "no such file"
+        raise UserError(f"{query}: {why}") from error
     wave, hits, itself = torch.from_numpy(pcm.astype(np.float32) / 32768), list[Hit](), list[str]()
-    found = _moments(embedder, rows, wave, top, progress) if frames else _clips(embedder, rows, wave, progress)
-    for hit in found:
+    arrays = kept_embeddings(embedder, rows, audio, progress, frames)
+    long = bool((arrays["seconds"] > max(LONG_SECONDS, LONG_RATIO * len(pcm) / SAMPLE_RATE_HZ)).any())
+    for hit in _moments(embedder, arrays, wave, top) if frames else _clips(embedder, arrays, wave):
         if len(hits) == top:
             break
         row = rows[hit.row]
@@ -66,7 +80,7 @@ def find_similar(
             itself.append(row.source)
         else:
             hits.append(hit._replace(seconds=hit.seconds + (row.begins or 0.0)))
-    return hits, itself
+    return hits, itself, long
 
 
 def _is(row: SourceRow, pcm: NDArray[np.int16]) -> bool:
@@ -77,21 +91,20 @@ def _is(row: SourceRow, pcm: NDArray[np.int16]) -> bool:
         return False
 
 
-def _clips(embedder: Embedder, rows: Sequence[SourceRow], wave: Tensor, progress: OnProgress) -> Iterator[Hit]:
+def _clips(embedder: Embedder, arrays: Mapping[str, Any], wave: Tensor) -> Iterator[Hit]:
     """All of them, the largest cosine first."""
     wanted = unit_rows(embedder.embed(wave, SAMPLE_RATE_HZ).cpu())[0]
-    arrays = kept_embeddings(embedder, rows, progress)
     cosines = unit_rows(arrays["embeddings"][:]) @ wanted
     for place in torch.argsort(cosines, descending=True, stable=True).numpy():
         yield Hit(arrays["row"][place], 0.0, float(cosines[place]))
 
 
-def _moments(embedder: Embedder, rows: Sequence[SourceRow], wave: Tensor, top: int, progress: OnProgress) -> list[Hit]:
+def _moments(embedder: Embedder, arrays: Mapping[str, Any], wave: Tensor, top: int) -> list[Hit]:
     """Up to `top` of each recording, the largest cosine first."""
     frames, _ = embedder.embed_frames(wave, SAMPLE_RATE_HZ)
     length, pool = frames.shape[1], embedder.pool
     wanted = unit_rows(windows(frames[0].cpu(), length, pool))[0]
-    arrays, hits = kept_embeddings(embedder, rows, progress, frames=True), list[Hit]()
+    hits = list[Hit]()
     step_seconds = embedder.cutting.stride * embedder.config.frontend.hop_samples / SAMPLE_RATE_HZ
     for row, first, steps in zip(arrays["row"], arrays["first_row"], arrays["rows"].tolist(), strict=True):
         span, blocks = min(length, steps), list[Tensor]()

@@ -100,7 +100,7 @@ def load_encoder(run: str | Path, device: torch.device) -> FrozenEncoder:
     if recorded is None:
         raise UserError(
             f"{run}: not a run of unfused-fast (no config.json); give a directory that train pretrain, distill or "
-            "finetune wrote"
+            "finetune wrote, or base, a model folder, or hf://USER/NAME"
         )
     if (run / WEIGHTS).is_file():
         config, encoder = read_model_folder(run, recorded)

@@ -38,7 +38,7 @@ def test_what_is_at_out_stays_unless_it_may_go(rows: list[SourceRow], copy: Path
     (tmp_path / "mine/thesis.txt").write_text("years")
     (tmp_path / "file").write_text("x")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match=r"mine: is not empty and is not a shard set"):
+        with pytest.raises(UserError, match=r"mine: is not empty and is not a shard set, .*; choose a new OUT$"):
             pack_alone(rows[:9], tmp_path / "mine", overwrite=overwrite)
         with pytest.raises(UserError, match=r"file: a file"):
             pack_alone(rows[:9], tmp_path / "file", overwrite=overwrite)
@@ -151,7 +151,7 @@ def test_write_that_the_system_refuses(rows: list[SourceRow], tmp_path: Path) ->
     [
         (errno.ENOSPC, "free some space and run the same command again, or pack to another disk"),
         (errno.EROFS, "choose an OUT on a disk that can be written"),
-        (errno.EACCES, "get the right to write there and run the same command again, or choose another OUT"),
+        (errno.EACCES, "make it writable and run the same command again, or choose another OUT"),
         (errno.EIO, "look for the cause in the system log, or pack to another disk"),
     ],
 )

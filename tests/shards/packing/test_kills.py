@@ -74,6 +74,30 @@ def check_same_bytes(folder: Path, kills: int, parts: int, flags: list[str], cli
         shutil.rmtree(made)
 
 
+def test_ctrl_c_says_whether_the_same_command_continues(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    make_source(tmp_path / "source", 6)
+    given = ["shard", tmp_path / "source", tmp_path / "out", "--workers", 1]
+    for place, said in (
+        ("commands.shard._found", ("interrupted", "interrupted")),
+        ("shards.packing.pack.request_of", ("interrupted", "interrupted")),
+        (
+            "shards.packing.pack._make_shards",
+            ("the same command continues", "the same command with --resume continues"),
+        ),
+    ):
+        for more, words in zip(([], ["--overwrite"]), said, strict=True):
+            monkeypatch.setattr(f"unfused_fast.{place}", pressed)
+            done = cli(*given, *more)
+            assert done.code == 130 and done.err.splitlines()[-1].removeprefix("stopped; ") == words, (place, done.err)
+            monkeypatch.undo()
+    assert cli(*given, "--overwrite", "--resume").code == 0
+
+
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.soak)])
 def test_a_killed_pack_gives_the_same_bytes(tmp_path: Path, kills: int, cli: Cli, cli_process: Start) -> None:
     check_same_bytes(tmp_path, kills, 1, [], cli, cli_process)

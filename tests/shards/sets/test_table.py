@@ -77,10 +77,10 @@ AGAIN = "pack the set again with --overwrite"
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (shutil.rmtree, "copy: no such folder; make .*: unfused-fast shard SOURCE .*copy$"),
+        (shutil.rmtree, "copy: no such folder; make .*: unfused-fast shard FOLDER .*copy$"),
         (
             lambda copy: (copy / "manifest.json").unlink(),
-            "copy: holds no manifest.json, so .*unfused-fast shard SOURCE",
+            r"copy: a folder, but not a shard set \(no manifest.json\); if .*: unfused-fast shard .*copy SHARDS$",
         ),
         (_with_a_file_at_its_place, "copy: is a file, but a shard set is a folder; .*unfused-fast shard SOURCE OUT"),
         (lambda copy: _edit(copy, schema_version=1), rf"of version 5 \(its schema version is 1\); {AGAIN}"),

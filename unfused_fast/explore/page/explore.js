@@ -61,7 +61,7 @@ async function start() {
   haystack = sources.map((path, i) => [path, ...names.map((each) => nameOf(each, i) ?? "")].join("\n").toLowerCase());
   document.title = `${about.title} – explore`;
   get("title").textContent = about.title;
-  get("subtitle").textContent = `${count(about.clips, "clip")}, ${(about.seconds / 60).toFixed(about.seconds < 600 ? 1 : 0)} minutes, heard by ${about.encoder}`;
+  get("subtitle").textContent = `${count(about.clips, "clip")}, ${(about.seconds / 60).toFixed(about.seconds < 600 ? 1 : 0)} minutes, embedded by ${about.encoder}`;
   get("subtitle").title = `${about.written_by}; map by ${about.map}` + (about.left_out ? `; ${count(about.left_out, "clip")} could not be decoded` : "");
   get("starting").remove();
   get("app").hidden = false;
