@@ -59,6 +59,13 @@ def test_each_stage_can_start(
     assert scripts >= 5 and commands >= 5 and any(kind == "-c" for kind, *_ in found)
 
 
+def test_the_page_is_written_where_a_script_measured_nothing(tmp_path: Path) -> None:
+    (tmp_path / "stages.csv").write_text("stage,exit code,seconds\nparts,1,2\n")
+    (tmp_path / "bench.csv").touch()  # as bench leaves it when it fails
+    page = runpy.run_path(str(BENCHMARKS / "gpu_page.py"))["page"](tmp_path)
+    assert "Nothing was measured." in page and "| parts | 1 | 2 |" in page and "bench.csv" not in page
+
+
 @pytest.mark.skipif(missing_compiler("C++") is not None, reason=f"needs {missing_compiler('C++')}")
 @pytest.mark.soak
 def test_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:

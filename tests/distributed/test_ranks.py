@@ -18,6 +18,8 @@ from rank_jobs import run_jobs
 from same_runs import assert_same_run, log_of
 
 from unfused_fast.clustering.bank_files import Generation, open_bank
+from unfused_fast.distributed.ranks import Ranks
+from unfused_fast.distributed.shared_layers import gather_rows, share_layers
 
 Start = Callable[..., "subprocess.Popen[str]"]
 Cli = Callable[..., Any]
@@ -215,3 +217,27 @@ def test_gradients_in_bf16_are_near(tones: Path, tiny: list[str], tmp_path: Path
     )
     fp32, bf16 = (log_of(tmp_path / name)[0]["loss"] for name in ("fp32", "bf16"))
     assert fp32 != bf16 and bf16 == pytest.approx(fp32, rel=0.01)
+
+
+def test_gradients_of_gathered_rows_are_summed_in_the_layout_that_nccl_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL refuses what is not contiguous; gloo sums it."""
+    ranks, summed = Ranks(), list[torch.Tensor]()
+    ranks.sizes = [3, 3]
+    monkeypatch.setattr(Ranks, "together", True)
+    monkeypatch.setattr(ranks, "gather_parts", lambda rows, sizes: torch.cat([rows, rows]))
+    monkeypatch.setattr(ranks, "sum", lambda tensor: (summed.append(tensor), tensor)[1])
+    rows, factors = torch.randn(3, 5, requires_grad=True), torch.randn(5, 6)
+    (gather_rows(rows, ranks).T * factors).sum().backward()
+    assert summed[0].is_contiguous() and torch.equal(summed[0], factors.T)
+    assert rows.grad is not None and torch.equal(rows.grad, factors.T[:3])
+
+
+def test_a_rank_without_clips_sends_statistics_as_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's SyncBatchNorm sends those of bfloat16 rows in float32, and for no rows zeros in the type of its input."""
+    seen = list[torch.dtype]()
+    monkeypatch.setattr(torch.nn.SyncBatchNorm, "forward", lambda norm, rows: seen.append(rows.dtype))
+    monkeypatch.setattr(Ranks, "together", True)
+    shared = share_layers(torch.nn.Sequential(torch.nn.BatchNorm1d(2)), Ranks(device=torch.device("cuda")), True)
+    for clips in (0, 3):
+        shared(torch.zeros(clips, 2, dtype=torch.bfloat16))
+    assert seen == [torch.float32, torch.bfloat16]

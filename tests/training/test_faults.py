@@ -160,6 +160,7 @@ def test_a_device_without_memory(pretrain: Cli, tones: Path, tmp_path: Path, mon
 @pytest.mark.gpu
 def test_a_gpu_without_memory(cli: Cli, tones: Path, tiny: list[str], tmp_path: Path) -> None:
     flags = ["--device", "cuda", "--no-compile", "--set", "model.channels=512", "--set", "train.batch_size=60"]
+    torch.cuda.empty_cache()  # what other tests left there would do
     torch.cuda.set_per_process_memory_fraction(0.01)
     try:
         done = cli("train", "pretrain", tones, "--out", tmp_path / "out", *tiny, *flags)

@@ -40,7 +40,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Any:
-        return context.ranks.sum(gradients[0].clone())[context.own], None
+        # a matrix's gradient may lie transposed, which NCCL refuses
+        every = gradients[0].clone(memory_format=torch.contiguous_format)
+        return context.ranks.sum(every)[context.own], None
 
 
 def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
@@ -131,8 +133,14 @@ def _shared_norm(norm: _BatchNorm, ranks: Ranks) -> nn.Module:
     if ranks.device.type != "cuda":
         return SharedBatchNorm(norm, ranks)
     shared = nn.SyncBatchNorm.convert_sync_batchnorm(norm, ranks.group)  # type: ignore[no-untyped-call]
-    # its collective operations are not part of a graph
-    shared.forward = torch.compiler.disable(shared.forward)  # type: ignore[no-untyped-call]
+    normed = shared.forward
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(input: Tensor) -> Any:  # its collective operations are not part of a graph
+        # of no rows it sends statistics in the type of the input, of others in float32
+        return normed(input if len(input) else input.float())
+
+    shared.forward = forward
     return cast(nn.Module, shared)
 
 
