@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
+import weakref
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -69,6 +71,22 @@ def test_the_least_limit_of_all_groups_holds(
     found = group_room(groups, tmp_path / "fs")
     assert found == room or (room == NO_BOUND and found >= NO_BOUND)
     assert group_room(tmp_path / "nothing", tmp_path / "fs") == NO_BOUND
+
+
+def test_on_a_gpu_what_only_a_cycle_holds_is_released_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = torch.nn.Module()
+    held.method = held.forward
+    gone = weakref.ref(held)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 7)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 if gone() is None else 0, 20))
+    gc.disable()
+    try:
+        del held
+        there = gone() is not None  # an assertion would hold it
+        assert there and free_memory(torch.device("cuda")).device == 15
+    finally:
+        gc.enable()
 
 
 @pytest.mark.gpu
