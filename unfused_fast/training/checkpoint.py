@@ -192,7 +192,8 @@ def collect(network: nn.Module, optimizer: Optimizer | None = None) -> dict[str,
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optim.{name}.{key}"] = torch.as_tensor(value)
     tensors["rng.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_initialized():  # not by a run on a CPU, which would begin to use the GPU here
+    # not by a run on a CPU, which would begin to use the GPU here
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     return tensors
 
@@ -214,7 +215,7 @@ def restore(tensors: dict[str, Tensor], network: nn.Module, optimizer: Optimizer
                     torch.empty_like(parameter).copy_(value) if value.ndim else value.to(parameter.device)
                 )
     torch.set_rng_state(expected(tensors, "rng.cpu", torch.uint8, tuple(torch.get_rng_state().shape)))
-    if "rng.cuda" in tensors and torch.cuda.is_initialized():
+    if "rng.cuda" in tensors and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         own = torch.cuda.get_rng_state()
         torch.cuda.set_rng_state(expected(tensors, "rng.cuda", torch.uint8, tuple(own.shape)))
 
