@@ -12,13 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from live_memory import Live
 from outcomes import refused
 
+from unfused_fast.clustering import assign, pca, pic
+from unfused_fast.clustering.assign import cluster_rows
 from unfused_fast.commands.measure import estimate
 from unfused_fast.commands.measure import rates as measure_rates
 from unfused_fast.config.fields import Config
 from unfused_fast.config.methods import MethodName
 from unfused_fast.config.presets import preset, with_values
+from unfused_fast.kernels.assign import BLOCK_BYTES
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.models.audiontt import PretrainNetwork
 from unfused_fast.models.cost import step_bytes
@@ -92,6 +96,22 @@ def test_measuring_is_announced_where_it_happens(cli: Cli, rates: Path, monkeypa
     for computed in (["--device", "h100"], ["--device", "cpu", "--rates", rates]):
         done = cli(*given, *computed)
         assert done.code == 0 and "measuring" not in done.err
+
+
+@pytest.mark.parametrize(("algo", "iterations"), [("pca_kmeans", "iterations"), ("pic", "pic_iterations")])
+def test_clusters_of_components_take_about_what_is_planned(
+    algo: str, iterations: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks are small, as they are beside the rows of a large set."""
+    for module, name, size in ((pca, "BLOCK_ROWS", 32), (assign, "BLOCK_ROWS", 32), (pic, "BLOCK_VALUES", 1 << 14)):
+        monkeypatch.setattr(module, name, size)
+    monkeypatch.setitem(BLOCK_BYTES, "cpu", 1 << 14)
+    sizes = {"model.proj_dim": 48, "cluster.pca_dim": 48, f"cluster.{iterations}": 2}
+    config = with_values(preset("decar-v1", "pretrain"), {**sizes, "cluster.algo": algo})
+    rows = torch.nn.functional.normalize(torch.randn(1500, 48, generator=torch.Generator().manual_seed(0)), dim=1)
+    with Live(rows) as seen:
+        cluster_rows(rows, 8, config, seed=0)
+    assert 0.65 < seen.peak / estimate.kmeans_bytes(1500, 1500, 8, config) < 1.25
 
 
 def test_each_head_is_remembered(cli: Cli) -> None:
