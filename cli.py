@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -45,12 +46,12 @@ app.add_typer(bank_app, name="bank", rich_help_panel=TRAIN)
 
 @app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and its commit and stop.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and its commit, and stop.")] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
+        bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere on the line.")
     ] = False,
 ) -> None:
-    """UnFuSeD: audio representations from few labels, on one device or many.
+    """Train audio encoders without labels (UnFuSeD and nine other methods), and use them.
 
     Pack your audio: [bold]unfused-fast shard FOLDER SHARDS[/]
 
@@ -74,14 +75,19 @@ def demo(
     width: Annotated[
         int | None, typer.Option(help="Channels of the encoder's blocks; 64 is the paper's.", min=1, show_default="16")
     ] = None,
-    clusters: Annotated[int | None, typer.Option(help="K of pre-training.", min=1, show_default="64")] = None,
+    clusters: Annotated[
+        int | None, typer.Option(help="Number of clusters K of pre-training.", min=1, show_default="64")
+    ] = None,
     device: Device = "auto",
     compile_: Compile = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """The whole system on real recordings that come with it: 800 spoken prompts, 616 instrument notes, one table."""
+    """Run all three stages on the recordings in this package, and print one table.
+
+    They are 800 spoken prompts and 616 instrument notes.
+    """
     from unfused_fast.commands.demo import DemoSize, demo_table, run_demo
     from unfused_fast.console import counted
 
@@ -109,20 +115,20 @@ def demo(
 @app.command(rich_help_panel=USE)
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run directories, or directories that hold some.", show_default=False)
+        list[Path], typer.Argument(help="Run directories, or folders that contain some.", show_default=False)
     ],
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a markdown table.")] = False,
     html: Annotated[
         Path | None,
         typer.Option(
-            help="Also write one HTML file: scores with intervals, curves, confusion matrices, settings that differ, "
-            "versions.",
+            help="Also write an HTML file with scores and intervals, curves, confusion matrices, settings that differ, "
+            "and versions.",
             show_default="none is written",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """One table from the result.json files of finished runs."""
+    """Print one table of the results of finished runs."""
     from unfused_fast.evaluation import REPORT_COLUMNS, collect_results, markdown, table_rows, write_report_page
 
     results = collect_results(runs)
@@ -142,7 +148,7 @@ def config(
         typer.Argument(help="Sections or fields to show, such as cluster or cluster.k.", show_default="all"),
     ] = None,
     stage: Annotated[
-        Stage | None, typer.Option(help="Preset to show.", show_default="pretrain; with --diff all")
+        Stage | None, typer.Option(help="Stage whose settings to show.", show_default="pretrain; with --diff all")
     ] = None,
     preset: Preset = "recommended",
     method: Method = None,
@@ -152,13 +158,13 @@ def config(
     ] = None,
     config_file: ConfigFile = None,
     settings: Sets = None,
-    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print them as a file for --config.")] = False,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print the settings as a file for --config.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Every field that --set can change: its value, type, meaning and source; or what two presets differ in.
+    """Show every setting: its value, type, meaning and source.
 
-    With --method the values are those that the method has for pre-training, of the fields that it reads; with --diff
-    too they are compared with those of decar-v2.
+    --diff shows where two presets differ. --method shows the settings that a method reads in pre-training, with its
+    values; with --diff they are compared with those of decar-v2.
     """
     from rich.table import Table
 
@@ -219,9 +225,9 @@ def config(
 
 @app.command(rich_help_panel=HERE)
 def doctor(as_json: Json = False) -> None:
-    """What is installed here, what `auto` means, what to install for more.
+    """Show what is installed, what each `auto` means here, what is missing.
 
-    Exit code 1 when training cannot run.
+    The exit code is 1 when training cannot run.
     """
     from unfused_fast.commands.doctor import examine
 
@@ -233,6 +239,12 @@ def doctor(as_json: Json = False) -> None:
     show([finding._asdict() for finding in findings], as_json, [table], [sentence])
     if not ready:
         raise typer.Exit(1)
+
+
+for group in (app, train_app, bank_app):  # typer keeps the line ends of a docstring's paragraph in --help
+    for info in group.registered_commands:
+        paragraphs = (inspect.getdoc(info.callback) or "").split("\n\n")
+        info.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def main() -> None:

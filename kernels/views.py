@@ -43,7 +43,8 @@ def resize_weights(offset: Tensor, length: Tensor, size_in: int, size_out: int) 
     have weight 0.
     """
     last = (length - 1).to(torch.float32)[:, None]
-    scale = last / max(size_out - 1, 1)  # scale first: rounded as F.interpolate rounds it
+    # scale first: rounded as F.interpolate rounds it; by a tensor, as CUDA multiplies by the reciprocal of a number
+    scale = last / torch.full_like(last, max(size_out - 1, 1))
     source = scale * torch.arange(size_out, device=offset.device, dtype=torch.float32)
     base = source.floor()
     weights = torch.zeros(offset.shape[0], size_out, size_in, device=offset.device)

@@ -187,6 +187,8 @@ def test_resume_needs_the_same_clips(pretrain: Cli, copied: Copied, tmp_path: Pa
         ("Resource temporarily unavailable", "raise their limit (ulimit -u)"),
         ("Too many open files", "ulimit -n"),
         ("Cannot allocate memory", "free memory"),
+        ("CUDA allocation failed", "end other processes on the GPU"),
+        ("Can't allocate 202375168 bytes on device 0", "use a smaller train.batch_size"),
     ],
 )
 def test_what_the_system_lacks_is_not_blamed_on_a_shard(

@@ -29,11 +29,6 @@ from unfused_fast.stages.features import FrozenEncoder, extract, load_encoder
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def embedder(pretrained: Path) -> Embedder:
-    return unfused_fast.load(pretrained, device="cpu")
-
-
 def noise(seconds: float, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return 0.1 * torch.randn(round(16000 * seconds), generator=generator)

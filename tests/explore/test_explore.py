@@ -229,6 +229,30 @@ def test_similar_clips_are_those_of_numpy(
     refused(cli(*given), "query.wav: longer than 0.5 s; give a shorter query")
 
 
+def test_ctrl_c_says_that_the_same_command_continues(
+    cli: Cli, named: ShardSet, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so it does: the second time half of the files are left."""
+    monkeypatch.setenv("UNFUSED_CACHE", str(tmp_path))
+    monkeypatch.setattr("unfused_fast.embedding.reading.BLOCK_FILES", 4)
+    seen = list[int]()
+
+    def pressed(files: int, *_: object) -> None:
+        seen.append(files)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    def embed(*given: Any, progress: Any, **more: Any) -> Any:
+        return embed_files(*given, **more, workers=0, progress=pressed)
+
+    monkeypatch.setattr(embeddings, "embed_files", embed)
+    query_of(named, 0, tmp_path / "query.wav")
+    given = ["similar", named.directory, "--encoder", pretrained, "--query", tmp_path / "query.wav"]
+    done = cli(*given)
+    assert done.code == 130 and done.err.splitlines()[-1] == "stopped; the same command continues"
+    assert cli(*given).code == 0 and seen[2] > seen[0] > 0 and seen[-1] == len(named.clips)
+
+
 def test_embeddings_of_which_a_part_is_damaged_are_made_again(
     cli: Cli, named: ShardSet, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

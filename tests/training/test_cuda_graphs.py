@@ -81,9 +81,12 @@ def test_nothing_of_a_step_in_cuda_graphs_is_read_after_it(
 
 
 @pytest.mark.gpu
-def test_losses_in_cuda_graphs_are_those_without(cli: Any, tones: Path, tiny: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", ["resident", "stream"])
+def test_losses_in_cuda_graphs_are_those_without(
+    cli: Any, tones: Path, tiny: list[str], tmp_path: Path, store: str
+) -> None:
     # without dropout, whose random numbers the compiler draws in another order
-    flags = [*tiny, "--device", "cuda", "--set", "model.dropout=0", "--set", "train.amp=fp32", "--epochs", 3]
+    flags = [*tiny, "--device", "cuda", *sets("model.dropout=0 train.amp=fp32"), "--data", store, "--epochs", 3]
     for name, more in (("plain", ["--no-compile"]), ("graphs", ["--compile-mode", "reduce-overhead"])):
         done = cli("train", "pretrain", tones, "--out", tmp_path / name, *flags, *more)
         assert done.code == 0 and "skipping cudagraphs" not in done.err, done.err

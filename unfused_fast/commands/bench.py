@@ -36,11 +36,13 @@ def bench(
     shards: Annotated[
         str | None, typer.Argument(help="Shard set to measure on.", show_default="a synthetic one")
     ] = None,
-    synthetic: Annotated[int, typer.Option(help="Clips of the synthetic set.", min=16)] = 512,
-    seconds: Annotated[float, typer.Option(help="Their length.", min=0.1)] = 10.0,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer repeats on smaller data: minutes on a laptop.")] = False,
+    synthetic: Annotated[int, typer.Option(help="Number of clips of the synthetic set.", min=16)] = 512,
+    seconds: Annotated[float, typer.Option(help="Length of these clips, in seconds.", min=0.1)] = 10.0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer repeats on smaller data; takes a few minutes at most on a laptop.")
+    ] = False,
     rows_file: Annotated[
-        Path | None, typer.Option("--rows", help="CSV that the rows are appended to.", show_default="none")
+        Path | None, typer.Option("--rows", help="CSV file to append the rows to.", show_default="none")
     ] = None,
     method: Method = None,
     preset: Preset = "recommended",
@@ -50,9 +52,10 @@ def bench(
     compile_mode: CompileMode = "default",
     as_json: Json = False,
 ) -> None:
-    """How fast each part of pre-training runs here, compared with what this machine could do, measured in the same run.
+    """Measure how fast each part of pre-training runs on this machine.
 
-    The parts kmeans and bank have the paper's sizes; `all` leaves them out for a method without a bank.
+    Each figure is compared with what the machine could do, measured in the same run. The parts kmeans and bank have the
+    paper's sizes; `all` leaves them out for a method without a bank.
     """
     from unfused_fast.commands.measure.machine import circumstances
     from unfused_fast.commands.measure.parts import PARTS, Bench, Measured, limit
@@ -125,21 +128,21 @@ def _append(path: Path | None, rows: list[dict[str, object]]) -> None:
 
 def plan(
     clips: Annotated[int, typer.Option(help="Clips of the train split.", min=2, max=10**9, show_default=False)],
-    seconds: Annotated[float, typer.Option(help="Length of a clip.", min=0.1, max=3600)] = 10.0,
+    seconds: Annotated[float, typer.Option(help="Length of a clip, in seconds.", min=0.1, max=3600)] = 10.0,
     epochs: Annotated[int | None, typer.Option(help="Passes over the set.", show_default="preset's")] = None,
     devices: Annotated[
-        int, typer.Option(help="GPUs on all machines, a process each; communication is not counted.", min=1)
+        int, typer.Option(help="GPUs of all machines, one process for each; communication is not counted.", min=1)
     ] = 1,
-    machines: Annotated[int, typer.Option(help="Machines that the GPUs are in, equally many in each.", min=1)] = 1,
+    machines: Annotated[int, typer.Option(help="Machines, each with the same number of GPUs.", min=1)] = 1,
     device: Annotated[
         Literal["auto", "cpu", "h100", "h200", "a100"],
-        typer.Option(help="This machine (auto, cpu), or the memory of a GPU by its data sheet."),
+        typer.Option(help="This machine (auto, cpu), or a GPU with the memory of its data sheet."),
     ] = "auto",
     rates_file: Annotated[
         Path | None,
         typer.Option(
             "--rates",
-            help="What `unfused-fast bench all --json` measured on the machine to run on.",
+            help="JSON file of `unfused-fast bench all --json`, measured on the machine to train on.",
             show_default="a quick measurement here; for a named GPU no times",
         ),
     ] = None,
@@ -164,7 +167,10 @@ def plan(
     settings: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Disk, memory and hours of pre-training on a set of some size, before anything is made; and what does not fit."""
+    """Estimate disk, memory and hours of pre-training on a set of any size.
+
+    It says what does not fit. Nothing is packed or trained.
+    """
     from unfused_fast.commands.measure.estimate import GPU_BYTES, Machine, estimate
     from unfused_fast.commands.measure.rates import measured_here, read_rates
     from unfused_fast.console import console, counted

@@ -32,10 +32,10 @@ def embed(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="What to write: .npz, .parquet, .zarr or .csv.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="File to write: .npz, .parquet, .zarr or .csv.", show_default=False)],
     encoder: Encoder = SHIPPED,
     frames: Annotated[
-        bool, typer.Option("--frames", help="A row for each step of the encoder, with its time, before pooling.")
+        bool, typer.Option("--frames", help="Write a row for each time step, before pooling, with its time.")
     ] = False,
     pool: Annotated[
         Literal["maxmean", "mean", "max"] | None,
@@ -43,17 +43,19 @@ def embed(
     ] = None,
     features: Annotated[
         str,
-        typer.Option(help="Layers side by side, as block3+encoder or all (see: unfused-fast config eval.features)."),
+        typer.Option(
+            help="Layers to concatenate, such as block3+encoder, or all (see: unfused-fast config eval.features)."
+        ),
     ] = "encoder",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that decode, of each device.", show_default="one a core")
+        int | None, typer.Option(min=1, help="Decoding processes for each device.", show_default="one a core")
     ] = None,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Resume an unfinished OUT of the same files and options (the default); with --overwrite one that "
-            "replaces another.",
+            help="Resume an unfinished OUT of the same files and options (the default). Needed only with --overwrite, "
+            "to resume instead of starting again.",
         ),
     ] = False,
     overwrite: Overwrite = False,
@@ -61,10 +63,10 @@ def embed(
     *,
     flags: ProcessFlags,
 ) -> None:
-    """Embed recordings of any kind and length by a trained encoder: one row a file, with its path and seconds.
+    """Compute embeddings of recordings with a trained encoder.
 
-    Files that cannot be used are named in OUT.rejected.csv. Ctrl-C keeps what is done, for --resume, on another number
-    of --devices too.
+    OUT has one row for each file, with its path and seconds. OUT.rejected.csv names the files that cannot be used, and
+    why. After a stop the same command continues, also with another number of --devices.
     """
     flags.start_processes()
     start_server()
@@ -123,30 +125,39 @@ def export(
     hub: Annotated[
         str | None,
         typer.Option(
-            help="Folder to write: config.json, model.safetensors, README.md; or hf://USER/NAME, to upload them there.",
+            help="Model folder to write (config.json, model.safetensors, README.md), or hf://USER/NAME to upload it.",
             show_default=False,
         ),
     ] = None,
     private: Annotated[
         bool | None,
-        typer.Option("--private/--public", help="Of a new hf:// repository.", show_default="as the account has it"),
+        typer.Option(
+            "--private/--public",
+            help="Whether a new hf:// repository is private.",
+            show_default="as the account has it",
+        ),
     ] = None,
     half: Annotated[
         bool,
-        typer.Option("--half", help="Weights of --hub in 16 bit: half the file; embeddings move by less than 0.1 %."),
+        typer.Option(
+            "--half", help="Write the weights of --hub in 16 bit: half the size; embeddings change by less than 0.1 %."
+        ),
     ] = False,
     onnx: Annotated[Path | None, typer.Option(help="ONNX file to write.", show_default=False)] = None,
     torch_export: Annotated[
-        Path | None, typer.Option("--torch-export", help="File to write, for torch.export.load.", show_default=False)
+        Path | None, typer.Option("--torch-export", help="File to write for torch.export.load.", show_default=False)
     ] = None,
     given: Annotated[
         Literal["log-mel", "waveform"],
-        typer.Option("--input", help="What the graph takes: log-mel (B, 1, F, T), or 16 kHz waveforms (B, samples)."),
+        typer.Option("--input", help="Input of the graph: log-mels (B, 1, F, T), or 16 kHz waveforms (B, samples)."),
     ] = "log-mel",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Hand a trained encoder on: as a folder that unfused_fast.load reads, as ONNX, or for torch.export.load."""
+    """Export a trained encoder: a model folder, ONNX, or torch.export.
+
+    unfused_fast.load and all commands read a model folder.
+    """
     refuse_several()
     if half and hub is None:
         raise typer.BadParameter("--half is of --hub FOLDER; a graph keeps float32")
@@ -173,17 +184,20 @@ def export(
 
 
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="A file of torch.save.", show_default=False)],
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, written by torch.save.", show_default=False)],
     folder: Annotated[Path, typer.Argument(help="Model folder to write.", show_default=False)],
     layout: Annotated[
-        Literal["byol-a", "decar-v2"], typer.Option(help="Layout of the checkpoint's tensor names.", show_default=False)
+        Literal["byol-a", "decar-v2"], typer.Option(help="How the checkpoint names its tensors.", show_default=False)
     ],
     mean: Annotated[float, typer.Option(help="Mean of the log-mels used in training.", show_default=False)],
-    std: Annotated[float, typer.Option(help="Standard deviation of the same.", show_default=False)],
+    std: Annotated[float, typer.Option(help="Standard deviation of these log-mels.", show_default=False)],
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Make a model folder of a public AudioNTT checkpoint: its tensors are read, and no code in the file is run."""
+    """Convert a public AudioNTT checkpoint to a model folder.
+
+    Only its tensors are read; no code in the file is run.
+    """
     refuse_several()
     from unfused_fast.embedding import import_checkpoint
 

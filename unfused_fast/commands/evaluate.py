@@ -17,6 +17,7 @@ from unfused_fast.commands.flags import (
     Overwrite,
     ProcessFlags,
     Shards,
+    Teacher,
     with_flags,
 )
 from unfused_fast.commands.options import read_by, refuse_unread, run_options
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
     from unfused_fast.config import Config
 
 Fractions = Annotated[
-    str, typer.Option("--label-fraction", help="Shares of the train labels, between commas, such as 0.01,0.1,1.")
+    str,
+    typer.Option(
+        "--label-fraction", help="Shares of the train labels to use, separated by commas, such as 0.01,0.1,1."
+    ),
 ]
 
 
@@ -67,25 +71,33 @@ def evaluate(
         list[str],
         typer.Option(
             "--encoder",
-            help=f"{TRAINED}, as RUN or NAME=RUN: runs of one NAME are repetitions of one encoder. Repeatable.",
+            help=f"{TRAINED}. Written as RUN or NAME=RUN; runs with the same NAME are repetitions of one encoder. "
+            "Repeatable.",
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Directory for table and predictions.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", help="Directory for the table and the predictions.", show_default=False)
+    ],
     flags: SharedTableFlags,
-    knn: Annotated[bool, typer.Option("--knn", help="Also k nearest neighbours; k is eval.neighbours.")] = False,
+    knn: Annotated[
+        bool, typer.Option("--knn", help="Also classify by k nearest neighbours; k is eval.neighbours.")
+    ] = False,
     folds: Annotated[bool, typer.Option("--folds", help="Cross-validate over the published folds of the set.")] = False,
     fractions: Fractions = "1",
-    seeds: Annotated[int, typer.Option(help="Repetitions of heads, few labels and the random encoder.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(help="Repetitions, each with another seed for heads, label subsets and the random encoder.")
+    ] = 1,
     baselines: Annotated[
-        bool, typer.Option("--baselines/--no-baselines", help="Also a random encoder and log-mel means.")
+        bool, typer.Option("--baselines/--no-baselines", help="Also evaluate a random encoder and log-mel statistics.")
     ] = True,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compare encoders by linear heads or nearest neighbours: accuracy or mAP, with intervals.
+    """Evaluate frozen encoders side by side: accuracy or mAP, with intervals.
 
-    Intervals are bootstraps over test recordings, errors are over seeds and folds; each two encoders are compared by a
-    paired bootstrap and McNemar's test. Every prediction is kept. Several processes share the features.
+    Heads are linear classifiers and, with --knn, nearest neighbours. Intervals are bootstraps over test recordings;
+    errors are over seeds and folds. Every pair of encoders is compared by a paired bootstrap and McNemar's test. Every
+    prediction is saved. Several processes compute the features together.
     """
     flags.start_processes()
     named = named_runs(encoders, baselines)
@@ -141,7 +153,7 @@ def fractions_of(given: str) -> tuple[float, ...]:
 
 
 def tasks(as_json: Json = False) -> None:
-    """The papers' tasks: data set, labels, split, and the numbers that the papers print."""
+    """List the tasks of the papers: data set, classes, split, and published results."""
     from unfused_fast.config import DECAR_TASKS, LAPE_TASKS, TASKS
 
     tables, columns = list[Any](), ["name", "title", "data set", "classes", "seconds", "split"]
@@ -171,47 +183,55 @@ def tasks(as_json: Json = False) -> None:
 def lape(
     data_dir: Annotated[
         Path,
-        typer.Argument(help="Holds the data sets, each a shard set or as its publisher ships it.", show_default=False),
+        typer.Argument(
+            help="Folder of the data sets, each a shard set or in the layout of its publisher.", show_default=False
+        ),
     ],
-    teacher: Annotated[str, typer.Option(help="A run of train pretrain, or as --encoder.", show_default=False)],
+    teacher: Teacher,
     out: Annotated[Path, typer.Option("--out", help="Directory for sets, runs and the table.", show_default=False)],
     flags: SharedTableFlags,
     names: Annotated[
         str | None,
-        typer.Option("--tasks", help="Names between commas (see: unfused-fast tasks).", show_default="LAPE's eleven"),
+        typer.Option(
+            "--tasks", help="Task names, separated by commas (see: unfused-fast tasks).", show_default="LAPE's eleven"
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions of stages 2 and 3.")] = 1,
     encoder: Annotated[
         Literal["full", "student3"] | None,
         typer.Option(
-            help="The whole distilled encoder, or its first three blocks, the paper's student.", show_default="full"
+            help="Evaluate the whole distilled encoder, or its first three blocks, which are the paper's student.",
+            show_default="full",
         ),
     ] = None,
     fractions: Fractions = "1",
-    epochs: Annotated[int | None, typer.Option(help="Of distillation.", show_default="preset's")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of distillation.", show_default="preset's")] = None,
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Other methods, a column of the table each: names between commas, or all (see: unfused-fast compare "
-            "--help). They pre-train on --pretrain-on.",
+            help="Other methods to compare, a column of the table for each: names separated by commas, or all (see: "
+            "unfused-fast compare --help). They are pre-trained on --pretrain-on.",
             show_default="none",
         ),
     ] = None,
     pretrain_on: Annotated[
-        str | None, typer.Option(help="A shard set; labels are not read.", show_default=False)
+        str | None,
+        typer.Option(help="Shard set on which --methods are pre-trained; its labels are not read.", show_default=False),
     ] = None,
     pretrain_epochs: Annotated[
-        int | None, typer.Option(min=1, help="Of --methods, passes over --pretrain-on.", show_default="100")
+        int | None, typer.Option(min=1, help="Epochs of --methods on --pretrain-on.", show_default="100")
     ] = None,
     compile_: Compile = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that pack.", show_default="one a core")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes for packing.", show_default="one a core")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """The LAPE benchmark: distil and evaluate on every task whose data are here, one table beside the paper's.
+    """Run the LAPE benchmark: stages 2 and 3 on every task whose data are in DATA_DIR.
 
-    After a stop at any moment the same command resumes. Stage 2 sees crops of each task's own seconds, except with
-    --preset authors or --set data.crop_seconds. In the --out of a `compare` its methods are not trained again. Several
-    processes train and evaluate each task together.
+    One table shows the results beside the paper's. After a stop at any moment the same command continues. Stage 2 crops
+    clips to the length of each task, except with --preset authors or --set data.crop_seconds. With the --out of a
+    `compare`, its methods are not trained again. Several processes train and evaluate each task together.
     """
     if (methods is None) != (pretrain_on is None) or (methods is None and pretrain_epochs is not None):
         raise UserError("--methods and --pretrain-on belong together: which methods to train, and on which clips")

@@ -25,27 +25,29 @@ def compare(
     sets: Annotated[
         list[str],
         typer.Option(
-            "--tasks", help="A labelled shard set; its folder names the task. Repeatable.", show_default=False
+            "--tasks",
+            help="A labelled shard set; the name of its folder is the name of the task. Repeatable.",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Directory for runs and the tables.", show_default=False)],
     flags: SharedTableFlags,
     methods: Annotated[
-        str, typer.Option(help=f"Names between commas, or all. There are: {', '.join(get_args(MethodName))}.")
+        str, typer.Option(help=f"Names separated by commas, or all: {', '.join(get_args(MethodName))}.")
     ] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each method.")] = 1,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over SHARDS, of each method.", show_default="100")
+        int | None, typer.Option(min=1, help="Passes over SHARDS for each method.", show_default="100")
     ] = None,
     compile_: Compile = None,
 ) -> None:
-    """Find the method that learns best here: one table with errors over seeds, one picture.
+    """Find the method that learns best on your clips: one table, one picture.
 
-    Pre-trains each method on SHARDS and evaluates its encoder on every task, beside log-mels and a random encoder. All
-    see the same clips as often, through the same front end and encoder; the rest is each method's own. After a stop at
-    any moment the same command resumes; more methods, tasks or seeds add to what is there. The tables hold what the
-    command names. A method that diverges or does not fit the set is a line of the table. A --set goes to the methods
-    that read it. Several processes train and evaluate each method together.
+    Each method is pre-trained on SHARDS, and its encoder is evaluated on every task, beside log-mels and a random
+    encoder. All methods see the same clips equally often, through the same front end and encoder; other settings are
+    the method's own. After a stop at any moment the same command continues; with more methods, tasks or seeds it adds
+    to what is there. The tables show what the command names. A method that diverges or does not fit the set is a line
+    of the table. A --set goes to the methods that read it. Several processes train and evaluate each method together.
     """
     from unfused_fast.config import chosen_methods
 
@@ -77,8 +79,8 @@ def ablate(
         list[str],
         typer.Option(
             "--vary",
-            help="A config field and values between commas, section.field=v1,v2; between semicolons where a value has "
-            "commas itself. Repeatable (see: unfused-fast config).",
+            help="A setting and its values, section.field=v1,v2; separate values by semicolons where they contain "
+            "commas. Repeatable (see: unfused-fast config).",
             show_default=False,
         ),
     ],
@@ -89,8 +91,8 @@ def ablate(
     stage: Annotated[
         Literal["pretrain", "distill", "linear", "all"],
         typer.Option(
-            help="Which stage gets the values: pretrain (then its own encoder is evaluated), distill, linear, or all "
-            "that read the field."
+            help="Which stage gets the values: pretrain (whose encoder is then evaluated), distill, linear, or all "
+            "stages that read the field."
         ),
     ] = "all",
     method: Method = None,
@@ -98,19 +100,19 @@ def ablate(
         bool,
         typer.Option(
             "--grid/--one-at-a-time",
-            help="Every combination of the values; or the preset's, then each value alone beside it.",
+            help="Try every combination of the values; or the preset first, then each value alone.",
         ),
     ] = True,
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each cell.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each combination.")] = 1,
     epochs: Annotated[
         int | None, typer.Option(help="Pre-training epochs; distillation runs half as many.", show_default="preset's")
     ] = None,
     compile_: Compile = None,
 ) -> None:
-    """What fields are worth: trains and evaluates with each of their values, one table with errors over seeds.
+    """Measure the effect of settings: train and evaluate with each value.
 
-    After a stop at any moment the same command resumes; more values or seeds add to what is there. A cell that
-    diverges is a line of the table.
+    One table shows the scores with errors over seeds. After a stop at any moment the same command continues; with more
+    values or seeds it adds to what is there. A combination that diverges is a line of the table.
     """
     half = None if epochs is None else max(1, epochs // 2)
     stages: dict[Stage, int | None] = {"pretrain": epochs, "distill": half, "linear": None}

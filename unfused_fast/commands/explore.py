@@ -26,23 +26,23 @@ LONG = "Long recordings were compared as a whole; --frames finds moments within 
 
 def explore(
     shards: Shards,
-    out: Annotated[Path, typer.Option(help="Folder to write, for any web server.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write; any web server can serve it.", show_default=False)],
     encoder: Encoder = SHIPPED,
     serve: Annotated[
-        bool, typer.Option("--serve", help="Then serve it on 127.0.0.1, on a free port, until Ctrl-C.")
+        bool, typer.Option("--serve", help="Then serve it on a free port of 127.0.0.1 until Ctrl-C.")
     ] = False,
     kind: Annotated[
         Literal["umap", "pca"],
-        typer.Option("--map", help="umap: neighbours stay together; pca: the plane of largest variance."),
+        typer.Option("--map", help="umap keeps neighbours together; pca projects to the plane of largest variance."),
     ] = "umap",
     clusters: Annotated[
-        int | None, typer.Option(min=2, help="Clusters to list.", show_default="sqrt(clips / 2), at most 64")
+        int | None, typer.Option(min=2, help="Number of clusters.", show_default="sqrt(clips / 2), at most 64")
     ] = None,
     columns: Annotated[
         list[Path] | None,
         typer.Option(
             "--columns",
-            help="A CSV or parquet file with a column clip_id, source or path: clips can be coloured by its other "
+            help="A CSV or parquet file with a column clip_id, source or path; the page can colour clips by its other "
             "columns. Repeatable.",
             show_default="none",
         ),
@@ -51,10 +51,10 @@ def explore(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """See and hear a shard set: a map of its clips, clusters, neighbours.
+    """Make a web page to see and hear a shard set: map, clusters, neighbours.
 
-    A page on which similar clips are near each other, and every clip is played by a click. It needs no network. A page
-    of the same set, encoder and options that is there already is left as it is.
+    On the map similar clips are near each other; a click plays a clip. The page needs no network. If OUT already holds
+    the page of this set, encoder and options, it is not made again.
     """
     refuse_several()
     start_server()
@@ -102,23 +102,26 @@ def similar(
     audio: Annotated[
         list[str],
         typer.Argument(
-            help="Where to look: a shard set, or all that `embed` takes: files, folders, CSVs, archives, URLs.",
+            help="Where to search: a shard set, or what `embed` takes (files, folders, CSVs, archives, URLs).",
             show_default=False,
         ),
     ],
-    query: Annotated[Path, typer.Option(help="The recording to look for.", show_default=False)],
+    query: Annotated[Path, typer.Option(help="The recording to compare with.", show_default=False)],
     encoder: Encoder = SHIPPED,
-    top: Annotated[int, typer.Option(min=1, help="Hits to show.")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="Number of results.")] = 20,
     frames: Annotated[
-        bool, typer.Option("--frames", help="Moments as long as the query within long recordings, not whole clips.")
+        bool,
+        typer.Option(
+            "--frames", help="Find moments within long recordings, as long as the query, instead of whole clips."
+        ),
     ] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """What sounds like this recording: the nearest clips, or moments.
+    """Find the clips or moments that sound most like a recording.
 
-    Everything is compared. The query itself, if it is among the recordings, is left out. Embeddings are kept in
-    UNFUSED_CACHE or ~/.cache/unfused-fast, so that the next query is answered at once.
+    All recordings are compared. The query itself, if it is among them, is left out. Embeddings are kept in
+    UNFUSED_CACHE or ~/.cache/unfused-fast, so that the next query needs no embedding.
     """
     refuse_several()
     start_server()

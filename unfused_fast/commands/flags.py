@@ -26,52 +26,56 @@ if TYPE_CHECKING:
 Shards = Annotated[
     str,
     typer.Argument(
-        help="A shard set, as `unfused-fast shard` writes it; from a URL (s3://, gs://, https://) it is copied to "
-        "UNFUSED_CACHE or ~/.cache/unfused-fast first, and used from there while it stays the same.",
+        help="A shard set that `unfused-fast shard` made. A set at a URL (s3://, gs://, https://) is first copied to "
+        "UNFUSED_CACHE or ~/.cache/unfused-fast; the copy is used again while the set does not change.",
         show_default=False,
     ),
 ]
-Preset = Annotated[PresetName, typer.Option(help="Where the settings come from.")]
+Preset = Annotated[PresetName, typer.Option(help="The set of values to start from; see docs/recipe.md.")]
 Method = Annotated[
     MethodName | None,
     typer.Option(
-        help="How to learn without labels; brings its own settings, see `unfused-fast config --method NAME`.",
+        help="How to learn without labels. Each method has its own settings: `unfused-fast config --method NAME`.",
         show_default="decar-v2",
     ),
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A config field, such as cluster.k=256; repeatable (see: unfused-fast config)."),
+    typer.Option("--set", help="Change a setting, such as cluster.k=256. Repeatable (see: unfused-fast config)."),
 ]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="Settings from a file, as `unfused-fast config --yaml` prints them, or the config.json of a run; other "
-        "flags and --set win.",
+        help="Read settings from a file: what `unfused-fast config --yaml` prints, or the config.json of a run. Other "
+        "flags and --set take precedence.",
         show_default=False,
     ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Seeds weights, order, views, clustering.", show_default="0")]
+Seed = Annotated[
+    int | None, typer.Option(help="Random seed of weights, order, views and clustering.", show_default="0")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Compile = Annotated[
     bool | None,
-    typer.Option("--compile/--no-compile", help="torch.compile; on by default on CUDA.", show_default=False),
+    typer.Option(
+        "--compile/--no-compile", help="Whether to use torch.compile; by default on a GPU only.", show_default=False
+    ),
 ]
 CompileMode = Annotated[
     Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
     typer.Option(
         "--compile-mode",
-        help="Mode of torch.compile. reduce-overhead: CUDA graphs, on one GPU; max-autotune: these, and kernels chosen "
-        "by trial, in minutes; with -no-cudagraphs the kernels alone.",
+        help="Mode of torch.compile. reduce-overhead uses CUDA graphs, on one GPU. max-autotune also tries kernels and "
+        "takes the fastest, which takes minutes; with -no-cudagraphs it uses no CUDA graphs.",
     ),
 ]
 Data = Annotated[
     Store | None,
     typer.Option(
-        help="How log-mels are stored: recomputed each epoch (stream); or once, then on the device (resident), in the "
-        "host's memory for a GPU (pinned) or on disk (mmap); auto: the fastest that fits, or stream where a split is "
-        "read once and no log-mels are kept yet. As --set data.store.",
+        help="Where log-mels come from. stream: computed anew each epoch. The others compute them once, and keep them "
+        "in the device's memory (resident), in the host's memory for a GPU (pinned) or on disk (mmap). auto: the "
+        "fastest that fits, or stream where a split is read once and has no cache yet. Same as --set data.store.",
         show_default="auto",
     ),
 ]
@@ -79,8 +83,8 @@ SaveInterval = Annotated[
     str | None,
     typer.Option(
         "--save-every",
-        help="How often to save within an epoch, as 500steps or 300s; 2epochs saves at the end of every second epoch "
-        "only.",
+        help="How often to save within an epoch: 500steps or 300s. 2epochs saves only at the end of every second "
+        "epoch.",
         show_default="600s, and each epoch's end",
     ),
 ]
@@ -89,41 +93,43 @@ Devices = Annotated[
     typer.Option(
         "--devices",
         min=1,
-        help="Processes that share the work: one for each GPU, or on the CPU's cores. The global batch is unchanged.",
+        help="Number of processes that share the work: one for each GPU, or on the cores of a CPU. The batch size is "
+        "that of all processes together.",
         show_default="1, or as torchrun or srun started them",
     ),
 ]
 Engine = Annotated[
     Literal["local", "ray"],
-    typer.Option(help="Where --devices starts its processes: this machine, or the Ray cluster at RAY_ADDRESS."),
+    typer.Option(help="Where --devices starts processes: on this machine, or on the Ray cluster at RAY_ADDRESS."),
 ]
 MaxRestarts = Annotated[
     int,
     typer.Option(
         "--max-restarts",
         min=0,
-        help="How often all processes are started again when one has died, to resume from the last save. Not after an "
-        "error that you have to fix, or a signal.",
+        help="How many times to restart all processes from the last save when one has died. There is no restart after "
+        "a signal, or after an error that you have to fix.",
     ),
 ]
 Timeout = Annotated[
-    float, typer.Option("--timeout", min=5, help="Seconds that a process waits for the others before it gives up.")
+    float,
+    typer.Option("--timeout", min=5, help="Seconds that a process waits for the others before it ends with an error."),
 ]
 SkipBad = Annotated[
     int,
     typer.Option(
         "--skip-bad",
         min=0,
-        help="How many clips may be left out because they cannot be read or decoded. All train clips are read once "
-        "before the run to find them; they are named, and listed in result.json.",
+        help="Leave out at most this many train clips that cannot be read or decoded. To find them, all train clips "
+        "are read once before the run; they are named, and listed in result.json.",
     ),
 ]
 Holdout = Annotated[
     float | None,
     typer.Option(
         "--holdout",
-        help="Share of the train split held out as test, such as 0.2, where the set has no test split: whole groups, "
-        "stratified by label, the same for every command and seed.",
+        help="For a set without a test split: the share of the train split to hold out as test, such as 0.2. Whole "
+        "groups are held out, stratified by label; they are the same for every command and seed.",
         show_default="none",
     ),
 ]
@@ -135,7 +141,7 @@ ResumeAnyway = Annotated[
         help="Resume even if settings, data or versions differ; config.json records the differences (resumed_with).",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already where this writes.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already at the output path.")]
 Profile = Annotated[
     bool,
     typer.Option("--profile", help="Write a trace of ten steps and a table of the slowest operators to OUT/profile."),
@@ -144,15 +150,23 @@ LogTo = Annotated[
     str,
     typer.Option(
         "--log-to",
-        help="Where the numbers of each epoch go, beside OUT/log.jsonl: names between commas, of tensorboard, wandb, "
-        "mlflow.",
+        help="Where to send the numbers of each epoch, besides OUT/log.jsonl: tensorboard, wandb, mlflow, separated by "
+        "commas.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
-TRAINED = "A run of train pretrain, distill or finetune; a model folder; base, which comes with this package; or hf://USER/NAME"
+TRAINED = (
+    "A run of train pretrain, distill or finetune; a model folder; base, the encoder in this package; or hf://USER/NAME"
+)
 """What has an encoder, in --help."""
 Encoder = Annotated[str, typer.Option(help=f"{TRAINED}.")]
+Teacher = Annotated[
+    str,
+    typer.Option(
+        help="A run of train pretrain, or another encoder: base, a model folder, hf://USER/NAME.", show_default=False
+    ),
+]
 
 
 def with_flags(group: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -15,26 +15,27 @@ from unfused_fast.commands.options import refuse_several
 from unfused_fast.commands.output import bar, local_shards, open_set, show
 from unfused_fast.errors import UserError, cause, escaped
 
-bank_app = typer.Typer(no_args_is_help=True, help="Look into the memory bank of a run, or hand it to other programs.")
+bank_app = typer.Typer(no_args_is_help=True, help="Inspect the memory bank of a run, or export it.")
 
 BANK_COLUMNS = ("epoch", "step", "rows", "dim", "type", "bytes", "norm min", "mean", "max", "checksums")
 """Of `bank info`."""
 Bank = Annotated[
-    Path, typer.Argument(help="A run of train pretrain, its bank.zarr, or a generation in there.", show_default=False)
+    Path, typer.Argument(help="A run of train pretrain, its bank.zarr, or a generation in it.", show_default=False)
 ]
 
 
 def check(
     shards: Shards,
     every_clip: Annotated[
-        bool, typer.Option("--every-clip", help="Decode and measure every clip, not a sample of some 250.")
+        bool, typer.Option("--every-clip", help="Decode and measure every clip, not only a sample of about 250.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one a core", min=0)] = None,
+    workers: Annotated[int | None, typer.Option(help="Number of processes.", show_default="one a core", min=0)] = None,
     as_json: Json = False,
 ) -> None:
-    """Read a shard set from end to end and name every file that is not as it was written; exit code 1 if there is one.
+    """Verify a shard set, and warn of what may spoil training.
 
-    Warnings name what may spoil training: leaks, duplicates, labels, clipping, silence, DC offset, a narrow band.
+    It reads the whole set and names every file that is damaged; the exit code is then 1. Warnings are about leaks
+    between splits, duplicates, labels, clipping, silence, DC offset and narrow bands.
     """
     from unfused_fast.console import counted
     from unfused_fast.shards.check.check import check as checked
@@ -65,14 +66,14 @@ def check(
 
 def peek(
     shards: Shards,
-    out: Annotated[Path, typer.Option(help="PNG sheet of log-mels to write.")] = Path("peek.png"),
+    out: Annotated[Path, typer.Option(help="PNG picture of log-mels to write.")] = Path("peek.png"),
     play_to: Annotated[
-        Path | None, typer.Option(help="Folder for the same clips as WAV.", show_default="none are written")
+        Path | None, typer.Option(help="Folder to write the same clips to, as WAV.", show_default="none are written")
     ] = None,
-    examples: Annotated[int, typer.Option(help="Clips of a class.", min=1, max=10)] = 3,
+    examples: Annotated[int, typer.Option(help="Clips for each class.", min=1, max=10)] = 3,
     as_json: Json = False,
 ) -> None:
-    """What is in a shard set: splits, labels, lengths, and a sheet of log-mels to look at."""
+    """Show what a shard set holds: splits, labels, lengths, log-mels."""
     from unfused_fast.console import counted
     from unfused_fast.explore import contents, examples_of, write_clips, write_sheet
     from unfused_fast.shards.sources.location import display_name
@@ -93,10 +94,12 @@ def peek(
 @bank_app.command("info")
 def bank_info(
     bank: Bank,
-    verify: Annotated[bool, typer.Option("--verify", help="Read all rows and compare with their checksums.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all rows and compare them with their checksums.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Generations, their epochs, sizes and norms; exit code 1 when one is damaged."""
+    """List the saved generations: epoch, size, norms. The exit code is 1 when one is damaged."""
     from unfused_fast.clustering import DamagedBank, Generation, generation_paths
     from unfused_fast.console import counted
 
@@ -134,13 +137,13 @@ def bank_export(
     out: Annotated[
         Path,
         typer.Option(
-            help="What to write: .npz, .parquet, .csv, or a folder without an ending for TensorBoard's projector.",
+            help="File to write (.npz, .parquet, .csv), or a folder without an ending for TensorBoard's projector.",
             show_default=False,
         ),
     ],
     epoch: Annotated[int | None, typer.Option(help="Epoch of the generation.", show_default="newest")] = None,
     shards: Annotated[
-        str | None, typer.Option(help="The run's shard set: adds split, label and source.", show_default=False)
+        str | None, typer.Option(help="The run's shard set; adds split, label and source.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -171,20 +174,20 @@ def _generation_row(entry: Mapping[str, Any]) -> list[str]:
 def clusters(
     run: Annotated[Path, typer.Argument(help="Run directory of train pretrain.", show_default=False)],
     shards: Annotated[
-        str | None, typer.Option(help="The set it was trained on: for names and labels.", show_default="clip ids only")
+        str | None, typer.Option(help="The set of the run, for names and labels.", show_default="clip ids only")
     ] = None,
-    top: Annotated[int, typer.Option(help="Most central clips shown of each cluster.", min=0)] = 5,
-    limit: Annotated[int, typer.Option(help="Clusters shown; 0: all. --json has all.", min=0)] = 20,
+    top: Annotated[int, typer.Option(help="Number of most central clips to show for each cluster.", min=0)] = 5,
+    limit: Annotated[int, typer.Option(help="Number of clusters to show; 0: all. --json has all.", min=0)] = 20,
     png: Annotated[
-        Path | None, typer.Option(help="Picture of the clusters' sizes to write.", show_default="none is written")
+        Path | None, typer.Option(help="Picture of the cluster sizes to write.", show_default="none is written")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What a run has clustered: sizes, most central clips, purity.
+    """Show the clusters of a run: sizes, most central clips, purity.
 
-    The last clusters, largest first; where the set has labels, with the commonest label of each and its share. Labels
-    are read here only, never in training. Clusters are the targets of that epoch; cosines and spread are of the bank as
-    saved after it, those in log.jsonl of the bank that was clustered before it.
+    These are the clusters of the last saved epoch, largest first. Where the set has labels, the commonest label of each
+    cluster is shown with its share (purity); training never reads labels. Cosines and spread are of the bank that was
+    saved after the epoch; those in log.jsonl are of the bank that was clustered before it.
     """
     from unfused_fast.stages import describe_clusters
 

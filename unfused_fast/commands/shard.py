@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from unfused_fast.shards.packing.finish import PackResult
 
 PackResume = Annotated[
-    bool, typer.Option("--resume", help="Resume an unfinished OUT (the default); keep a finished one.")
+    bool, typer.Option("--resume", help="Resume an unfinished OUT and keep a finished one (the default).")
 ]
 
 
@@ -34,79 +34,85 @@ def shard(
     source: Annotated[
         str | None,
         typer.Argument(
-            help="Folder of audio (any depth; its tar, tar.gz and zip archives are read without unpacking), an "
-            "archive, a CSV with columns path[,label or labels,split,group,fold], or a URL of one of these; a folder "
-            "of the datasets library, or hf://datasets/NAME.",
+            help="A folder of audio (at any depth; tar, tar.gz and zip archives in it are read without unpacking), an "
+            "archive, a CSV with columns path[,label or labels,split,group,fold], a URL of one of these, a folder that "
+            "the datasets library saved, or hf://datasets/NAME.",
             show_default=False,
         ),
     ] = None,
     out: Annotated[
         str | None,
         typer.Argument(
-            help="Shard set to make: a folder, or a URL (s3://, gs://), whose shards are sent one by one while they "
-            "are made in UNFUSED_CACHE or ~/.cache/unfused-fast.",
+            help="The shard set to write: a folder, or a URL (s3://, gs://). Shards for a URL are made in "
+            "UNFUSED_CACHE or ~/.cache/unfused-fast, and each is uploaded when it is complete.",
             show_default=False,
         ),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="SOURCE is this data set as its publisher ships it (see --list).")
+        str | None, typer.Option(help="Read SOURCE as this data set, in the layout of its publisher (see --list).")
     ] = None,
     options: Annotated[
         list[str] | None,
         typer.Option(
             "--option",
-            help="An option of the data set, as key=value; of the datasets library audio, label, group or config. "
-            "Repeatable.",
+            help="An option of the data set, as key=value. For a set of the datasets library: audio, label, group, "
+            "config. Repeatable.",
         ),
     ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Print the data sets that --dataset knows, and stop.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Print the data sets that --dataset takes, and stop.")] = False,
     labels_from_folders: Annotated[
         bool,
         typer.Option(
             "--labels-from-folders",
-            help="Labels are the names of the first folders, or of those below train, valid, test.",
+            help="Take labels from the names of the top folders, or of the folders in train, valid and test.",
         ),
     ] = False,
     split: Annotated[
         str | None,
         typer.Option(
-            help="Make splits of a source that has none: percentages of train, valid and test, as 70/10/20, or of "
-            "train and test, as 80/20; by whole groups, with labels in the same shares, drawn by --seed.",
+            help="Split a source that has no splits: percentages of train, valid and test (70/10/20), or of train and "
+            "test (80/20). Groups stay whole, and labels keep their shares; --seed decides the draw.",
             show_default=False,
         ),
     ] = None,
     codec: Annotated[
-        Literal["wav", "flac"], typer.Option(help="wav is decoded faster, flac takes fewer bytes.")
+        Literal["wav", "flac"], typer.Option(help="wav is faster to decode; flac takes less disk.")
     ] = "wav",
-    max_seconds: Annotated[float, typer.Option(help="Files more than 5 % longer are cut into equal pieces.")] = 10.0,
-    min_seconds: Annotated[float, typer.Option(help="Shorter files are rejected.")] = 0.1,
-    max_file_hours: Annotated[float, typer.Option(help="Longer files are rejected.")] = 24.0,
+    max_seconds: Annotated[
+        float, typer.Option(help="Cut files more than 5 % longer than this into equal pieces.")
+    ] = 10.0,
+    min_seconds: Annotated[float, typer.Option(help="Reject shorter files.")] = 0.1,
+    max_file_hours: Annotated[float, typer.Option(help="Reject longer files.")] = 24.0,
     max_member_gb: Annotated[
         float,
         typer.Option(
             "--max-member-gb",
-            help="Compressed members of zip archives that unpack to more are rejected. Nothing else is limited: tar "
-            "and tar.gz archives and uncompressed zips are read in parts.",
+            help="Reject a compressed member of a zip archive that unpacks to more. tar and tar.gz archives and "
+            "uncompressed zips are read in parts, so they have no such limit.",
         ),
     ] = LARGEST_DEFLATED_GB,
-    seed: Annotated[int, typer.Option(help="Seeds the global shuffle, and --split.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the shuffle and of --split.")] = 0,
     part: Annotated[
-        str | None, typer.Option(help="i/n: pack the i-th of n shares to OUT, for `unfused-fast merge`.")
+        str | None, typer.Option(help="i/n: pack the i-th of n parts to OUT, for `unfused-fast merge`.")
     ] = None,
     engine: Annotated[
         Literal["local", "ray"],
-        typer.Option(help="ray: on the cluster at RAY_ADDRESS, whose nodes share the storage of SOURCE and OUT."),
+        typer.Option(
+            help="ray: pack on the Ray cluster at RAY_ADDRESS; its nodes must share the storage of SOURCE and OUT."
+        ),
     ] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; the result does not depend on it.", show_default="one a core")
+        int | None,
+        typer.Option(min=1, help="Number of processes; the result does not depend on it.", show_default="one a core"),
     ] = None,
     resume: PackResume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Pack audio files into a shard set: 16 kHz mono WebDataset tars with DALI indexes, clips table and manifest.
+    """Pack audio files into a shard set.
 
-    Stopped at any moment, the same command continues where it stopped.
+    A shard set is WebDataset tars of 16 kHz mono clips with DALI indexes, a table of clips and a manifest. After a stop
+    at any moment the same command continues.
     """
     if list_:
         from unfused_fast.shards.datasets import described, described_as_text
@@ -174,13 +180,16 @@ def shard(
 def merge(
     places: Annotated[
         list[str],
-        typer.Argument(metavar="PART... OUT", help="All parts of a set, then the set to make, a folder or a URL."),
+        typer.Argument(metavar="PART... OUT", help="All parts of a set, then the set to write: a folder or a URL."),
     ],
     resume: PackResume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Make one set of the parts that `unfused-fast shard --part i/n` packed: the same bytes as from one machine."""
+    """Merge the parts that `shard --part i/n` packed into one shard set.
+
+    It has the same bytes as a set packed on one machine.
+    """
     if len(places) < 2:
         raise typer.BadParameter("missing OUT: unfused-fast merge PART... OUT")
     refuse_several()

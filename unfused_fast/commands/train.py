@@ -15,6 +15,7 @@ from unfused_fast.commands.flags import (
     RanksFlags,
     Shards,
     SharedStageFlags,
+    Teacher,
     with_flags,
 )
 from unfused_fast.commands.options import refuse_unread
@@ -23,28 +24,30 @@ from unfused_fast.commands.output import next_command, open_set, print_result, s
 if TYPE_CHECKING:
     from unfused_fast.config import Config, Stage
 
-train_app = typer.Typer(no_args_is_help=True, help="Train or evaluate: the three stages of UnFuSeD, one by one or all.")
+train_app = typer.Typer(no_args_is_help=True, help="Run the three stages of UnFuSeD, one by one or all.")
 
-Out = Annotated[Path, typer.Option("--out", help="Run directory to make.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", help="Run directory to write.", show_default=False)]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the train split.", show_default="preset's")]
 
 
 @train_app.command("pretrain")
 @with_flags(PretrainFlags)
 def train_pretrain(shards: Shards, out: Out, epochs: Epochs = None, *, flags: PretrainFlags) -> None:
-    """Stage 1: learn from the clips alone, by any --method; reads no labels.
+    """Stage 1: train an encoder without labels, by any --method.
 
-    decar-v2, decar-v1: cluster a memory bank each epoch, learn to predict the clusters.
+    decar-v2, decar-v1: cluster the embeddings of all clips each epoch, and learn to predict each clip's cluster.
 
-    simclr, moco: tell the two views of a clip from other clips, of the batch or of a queue.
+    simclr, moco: make two views of a clip more similar than views of different clips, which are in the same batch
+    (simclr) or in a queue of earlier batches (moco).
 
-    byol: predict from one view of a clip what a slowly following network makes of the other.
+    byol: from one view, predict the output of a moving-average network for the other view.
 
-    barlow, delores-s: let the outputs of two views correlate dimension by dimension; delores-m: moco, and that too.
+    barlow, delores-s: correlate each output between two views, and decorrelate different outputs; delores-m: moco with
+    this as a second term.
 
-    slicer: moco in both directions, for clusters too, and clips mixed with those that sound least alike.
+    slicer: moco in both directions and for clusters; each clip is mixed with one that is far from it.
 
-    swav: predict from one view the prototype of the other, with all prototypes used equally.
+    swav: from one view, predict the prototype of the other; all prototypes are used equally.
     """
     config = flags.config("pretrain", epochs)
     flags.start_processes(out, flags.max_restarts, config.data.partitions)
@@ -65,15 +68,16 @@ def train_pretrain(shards: Shards, out: Out, epochs: Epochs = None, *, flags: Pr
 @with_flags(RanksFlags)
 def train_distill(
     shards: Shards,
-    teacher: Annotated[str, typer.Option(help="A run of train pretrain, or as --encoder.", show_default=False)],
+    teacher: Teacher,
     out: Out,
     epochs: Epochs = None,
     *,
     flags: RanksFlags,
 ) -> None:
-    """Stage 2: pseudo-labels from the frozen teacher guide the self-distillation of a new encoder.
+    """Stage 2: fine-tune without labels, by self-distillation.
 
-    It reads no labels, only how many classes there are; --set pseudo.k=N gives the number of clusters instead.
+    The clips are clustered by the teacher's features; the clusters are pseudo-labels. No label is read, only the number
+    of classes, which is the number of clusters; --set pseudo.k=N sets another one.
     """
     config = flags.config("distill", epochs)
     flags.start_processes(out, flags.max_restarts, config.data.partitions)
@@ -94,7 +98,7 @@ def train_linear(
     encoder: Annotated[
         str,
         typer.Option(
-            help=f"{TRAINED}, or a baseline: logmel, or random, of width model.channels (64) and model.dim (2048).",
+            help=f"{TRAINED}; or a baseline: logmel, or random with model.channels (64) and model.dim (2048).",
             show_default=False,
         ),
     ],
@@ -104,9 +108,10 @@ def train_linear(
     *,
     flags: SharedStageFlags,
 ) -> None:
-    """Stage 3: linear heads on features of the frozen encoder; validation picks one, test is read once.
+    """Stage 3: train linear heads on a frozen encoder.
 
-    Several processes share the features; the heads are trained by one.
+    Validation selects the learning rate; test is scored once. Several processes compute the features together; one of
+    them trains the heads.
     """
     flags.start_processes()
     from unfused_fast.stages import linear
@@ -125,16 +130,17 @@ def train_linear(
 @with_flags(EpochFlags)
 def train_finetune(
     shards: Shards,
-    encoder: Annotated[str, typer.Option(help=f"{TRAINED}, or random.", show_default=False)],
+    encoder: Annotated[str, typer.Option(help=f"{TRAINED}; or random.", show_default=False)],
     out: Out,
     holdout: Holdout = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train clips.", show_default="preset's")] = None,
     *,
     flags: EpochFlags,
 ) -> None:
-    """Stage 3, end to end: encoder and linear head learn the labels; validation picks the epoch, test is read once.
+    """Stage 3 with the encoder: train encoder and linear head with labels.
 
-    DECAR's Table 2, column Fine-tuned. Few labels: --set eval.label_fraction=0.1.
+    Validation selects the epoch; test is scored once. This is DECAR's Table 2, column Fine-tuned. To use a tenth of the
+    labels: --set eval.label_fraction=0.1.
     """
     from unfused_fast.stages import finetune
 
@@ -160,7 +166,10 @@ def train_everything(
     *,
     flags: PretrainFlags,
 ) -> None:
-    """All three stages; scores both encoders and a random one on validation and says which to keep."""
+    """Run all three stages, and name the better of the two encoders.
+
+    Both encoders and an untrained one are scored; validation decides.
+    """
     half = None if epochs is None else max(1, epochs // 2)
     stages: dict[Stage, int | None] = {"pretrain": epochs, "distill": half, "linear": None}
     configs: dict[Stage, Config] = {stage: flags.config(stage, count, several=True) for stage, count in stages.items()}

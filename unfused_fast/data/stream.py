@@ -2,8 +2,8 @@
 
 B clips in a batch on this rank, N clips of the split, F mel bins, T frames, V views. DALI reads, decodes and
 crops (dali.py), by index files that order.py writes for each epoch, so that of a WAV only the crop's part is read. On a
-GPU it also computes the log-mels; on a CPU torch does, in half the time. Tensors reach torch without a copy (DLPack).
-Without DALI there are no crops, and libsndfile decodes whole clips (waveforms.py).
+GPU it also computes the log-mels; on a CPU torch does, in half the time. Without DALI there are no crops, and
+libsndfile decodes whole clips (waveforms.py).
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data.augment import spec_augmented
 from unfused_fast.data.crops import Pieces, crop_samples, first_frames, pieces, wav_parts
-from unfused_fast.data.dali import check_ids, clip_pipeline, dali_log_mel, import_dali
+from unfused_fast.data.dali import check_ids, clip_pipeline, dali_log_mel, import_dali, in_torch
 from unfused_fast.data.front_end import framed_log_mel, scale, set_statistics
 from unfused_fast.data.order import (
     EpochOrder,
@@ -318,9 +317,7 @@ class Loader(Batches):
                     raise reading_error(self.split, list(near), tars, error) from error.with_traceback(None)
                 valid = rows.stop - rows.start
                 check_ids(self.shards.directory, self.split, ids[rows], digits.as_array()[:valid])
-                # Without a copy, as in DALI's own iterator for torch. DALI keeps what torch has dropped until the
-                # device has done all that was queued by then (DLTensorGraveyard in its dltensor.cc): masks may read it.
-                yield [from_dlpack(output.as_tensor())[:valid] for output in outputs], rows
+                yield [in_torch(output, self.device)[:valid] for output in outputs], rows
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

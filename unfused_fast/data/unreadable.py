@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,11 +29,15 @@ from unfused_fast.shards.sets.shard_files import Member, check_index, clip_key, 
 from unfused_fast.shards.sets.table import ShardSet
 
 SHORTAGES = {
-    errno.EAGAIN: "no more threads may be started: end other processes, or raise their limit (ulimit -u)",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENOMEM: "free memory, or use a smaller train.batch_size",
+    os.strerror(errno.EAGAIN): "no more threads may be started: end other processes, or raise their limit (ulimit -u)",
+    os.strerror(errno.EMFILE): "raise the limit of open files (ulimit -n)",
+    os.strerror(errno.ENOMEM): "free memory, or use a smaller train.batch_size",
+    r"CUDA allocation failed|Can't allocate \d+ bytes on device \d+": (
+        "end other processes on the GPU, or use a smaller train.batch_size"
+    ),
 }
-"""Errors of the system, of which no shard is the cause, and what to do."""
+"""Errors of the system and of the GPU (CUDABadAlloc in DALI's cuda_error.h), of which no shard is the cause, as regular
+expressions, and what to do."""
 
 
 def find_unreadable(shards: ShardSet, split: str, limit: int) -> list[int]:
@@ -141,9 +146,9 @@ def reading_error(split: str, near: list[str], tars: list[str], error: Exception
     the next, `near`, those in DALI's error or that are truncated, or else a few of them. While the graph is built, DALI
     opens the first of all `tars`.
     """
-    for code, advice in SHORTAGES.items():
-        if os.strerror(code) in str(error):
-            return UserError(f"split {split} cannot be read: {os.strerror(code)}; {advice}")
+    for words, advice in SHORTAGES.items():
+        if found := re.search(words, str(error)):
+            return UserError(f"split {split} cannot be read: {found[0]}; {advice}")
     suspects = [tar for tar in near if tar in str(error)] or [tar for tar in near if not _whole(Path(tar))]
     suspects = suspects or [tar for tar in tars if tar in str(error)][:1] or near
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

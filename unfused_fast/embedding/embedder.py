@@ -132,7 +132,7 @@ class Embedder(nn.Module):
         """Uploads the model folder to USER/NAME, or a branch of it, on the Hub, as one commit; returns its address.
 
         Args:
-            name: USER/NAME, or USER/NAME@BRANCH, with hf:// before it or not.
+            name: `USER/NAME`, or `USER/NAME@BRANCH`, with `hf://` before it or not.
             private: of a new repository; None: as the account has it.
 
         Raises:

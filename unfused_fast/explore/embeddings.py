@@ -31,6 +31,7 @@ from unfused_fast.shards.callbacks import OnProgress
 from unfused_fast.shards.sets.remote_folder import cache_folder
 from unfused_fast.shards.sources.location import display_name
 from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.training import Interrupted
 
 
 def kept_embeddings(
@@ -47,6 +48,7 @@ def kept_embeddings(
 
     Raises:
         UserError: none of the rows is usable, or the cache cannot be written.
+        Interrupted: by Ctrl-C; blocks of files that are done are kept.
     """
     numbered = [replace(row, source=str(number)) for number, row in enumerate(rows)]
     path = cache_folder() / "embeddings" / f"{_key(embedder, rows, frames)}.zarr"
@@ -60,7 +62,10 @@ def kept_embeddings(
             f"{path.parent}: cannot be written ({cause(error)}); fix that, or set UNFUSED_CACHE to another folder"
         ) from error
     if arrays is None:
-        embed_files(embedder, numbered, path, frames=frames, progress=progress)
+        try:
+            embed_files(embedder, numbered, path, frames=frames, progress=progress)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped; the same command continues") from None
         arrays = _opened(path, frames)
     assert arrays is not None
     if lost := len(rows) - len(arrays["row"]):
@@ -118,5 +123,7 @@ def _key(embedder: Embedder, rows: Sequence[SourceRow], frames: bool) -> str:
     digest = hashlib.sha256(f"{encoder_key(embedder)} {frames}".encode())
     for row in rows:
         place = [row.path] if isinstance(row.path, Path) else [*row.path.files, row.path]
-        digest.update(" ".join(state(one) if isinstance(one, str | Path) else str(one) for one in place).encode())
+        digest.update(
+            json.dumps([state(one) if isinstance(one, str | Path) else one for one in place], default=str).encode()
+        )
     return digest.hexdigest()[:32]

@@ -1,8 +1,8 @@
 """Stage 2: unsupervised fine-tuning by self-distillation.   N target clips, B clips in a batch, K pseudo-classes.
 
-Clustering the target's training clips with the frozen teacher f_pre gives pseudo-labels; a randomly initialised f_sd
-learns them with its deepest classifier and with a head on each block, which also follow the deepest one. The target's
-labels are never read. Source: paper section 3, part 2.
+Clustering the target's training clips with the frozen teacher f_pre gives pseudo-labels; f_sd, which starts at random in
+the paper and from the teacher in `recommended`, learns them with its deepest classifier and with a head on each block,
+which also follow the deepest one. The target's labels are never read. Source: paper section 3, part 2.
 """
 
 from __future__ import annotations
