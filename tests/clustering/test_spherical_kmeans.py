@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch.nn.functional import normalize
 
 from unfused_fast import optional
 from unfused_fast.clustering import backends as kmeans_backends
-from unfused_fast.clustering.backends import resolve_backend
+from unfused_fast.clustering.backends import nearest, resolve_backend
 from unfused_fast.clustering.kmeans import spherical_kmeans
 from unfused_fast.errors import UserError
 
@@ -61,6 +62,34 @@ def test_back_ends_on_cuda(backend: Any, dtype: torch.dtype) -> None:
     found = spherical_kmeans(points.cuda(), 77, init=points[:77].float().cuda(), backend=backend)
     torch.testing.assert_close(found.centroids.cpu(), cpu.centroids, atol=1e-6, rtol=0)
     assert torch.equal(found.assignments.cpu(), cpu.assignments) and torch.equal(found.counts.cpu(), cpu.counts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("k", [1, 2, 9])
+def test_cuml_gets_float32_arrays_of_cupy(k: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its place one that has the neighbours in the wrong order, and as CuPy NumPy."""
+
+    class NearestNeighbors:
+        def __init__(self, **settings: Any) -> None:
+            self.wanted = {"algorithm": "brute", "metric": "inner_product", "output_type": "cupy"}
+            assert settings == {"n_neighbors": min(2, k), **self.wanted}
+
+        def fit(self, rows: np.ndarray) -> None:
+            assert rows.dtype == np.float32 and rows.flags.c_contiguous
+            self.rows = rows
+
+        def kneighbors(self, rows: np.ndarray, n_neighbors: int, return_distance: bool) -> np.ndarray:
+            assert rows.dtype == np.float32 and rows.flags.c_contiguous and not return_distance
+            return (rows @ self.rows.T).argsort(axis=1)[:, -n_neighbors:].astype(np.int64)
+
+    monkeypatch.setitem(sys.modules, "cuml", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "cuml.neighbors", SimpleNamespace(NearestNeighbors=NearestNeighbors))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(asarray=lambda rows: rows.numpy()))
+    monkeypatch.setattr(kmeans_backends, "CPU_ROWS", 100)
+    points = blobs(307, 12, 5).to(dtype)
+    (wanted, best), (found, product) = (nearest(of, points, points[:k], 1.0, slice(307)) for of in ("torch", "cuml"))
+    assert torch.equal(found, wanted)
+    torch.testing.assert_close(product, best, atol=1e-6, rtol=0)
 
 
 def test_equal_centroids_and_equal_points() -> None:

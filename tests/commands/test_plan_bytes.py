@@ -9,10 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from live_memory import Live
 
+from unfused_fast.clustering import assign, pca, pic
+from unfused_fast.clustering.assign import cluster_rows
 from unfused_fast.commands.measure import estimate
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import preset, with_values
+from unfused_fast.kernels.assign import BLOCK_BYTES
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.models.audiontt import PretrainNetwork
 from unfused_fast.models.cost import step_bytes
@@ -105,3 +109,19 @@ def test_a_step_costs_what_it_costs_on_real_tensors() -> None:
     adam = with_values(config, {"optim.name": "adamw"})
     for made, copies in ((config, 2), (adam, 3)):
         assert estimate.network_bytes(estimate.hollow(made, 1000)) == (copies * parameters + buffers, parameters)
+
+
+@pytest.mark.parametrize(("algo", "iterations"), [("pca_kmeans", "iterations"), ("pic", "pic_iterations")])
+def test_clusters_of_components_take_about_what_is_planned(
+    algo: str, iterations: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks are small, as they are beside the rows of a large set."""
+    for module, name, size in ((pca, "BLOCK_ROWS", 32), (assign, "BLOCK_ROWS", 32), (pic, "BLOCK_VALUES", 1 << 14)):
+        monkeypatch.setattr(module, name, size)
+    monkeypatch.setitem(BLOCK_BYTES, "cpu", 1 << 14)
+    sizes = {"model.proj_dim": 48, "cluster.pca_dim": 48, f"cluster.{iterations}": 2}
+    config = with_values(preset("decar-v1", "pretrain"), {**sizes, "cluster.algo": algo})
+    rows = torch.nn.functional.normalize(torch.randn(1500, 48, generator=torch.Generator().manual_seed(0)), dim=1)
+    with Live(rows) as seen:
+        cluster_rows(rows, 8, config, seed=0)
+    assert 0.65 < seen.peak / estimate.kmeans_bytes(1500, 1500, 8, config) < 1.25

@@ -16,13 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from rank_jobs import rank_process, rank_processes, run_jobs
 from same_runs import assert_same_run
 from waiting import wait_for
 
 from unfused_fast.commands.exits import ERROR_FILE, end, reason_left
 from unfused_fast.commands.launching.launcher import Failure
-from unfused_fast.distributed.ranks import RankLost
+from unfused_fast.distributed.ranks import RankLost, Ranks
 from unfused_fast.errors import UserError
 from unfused_fast.launch import RESTARTS_LEFT
 from unfused_fast.training.options import Interrupted
@@ -58,6 +59,28 @@ def test_processes_that_die_are_started_again(
     (whole,) = run_jobs([{"ranks": 2, "usual": True, "arguments": [*command, "--out", str(tmp_path / "whole")]}])
     assert [end["code"] for end in whole] == [0, 0], whole
     assert_same_run(out, tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), torch.OutOfMemoryError),
+        (RuntimeError("[pair.cc:553] Connection closed by peer"), RankLost),
+    ],
+)
+def test_a_device_without_memory_is_no_lost_rank(
+    error: Exception, raised: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gather allocates; where that fails, the same command would fail again."""
+
+    def all_gather(*given: object) -> None:
+        raise error
+
+    ranks = Ranks()
+    monkeypatch.setattr(ranks, "group", object())
+    monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
+    with pytest.raises(raised):
+        ranks.gather(torch.ones(2))
 
 
 @pytest.mark.parametrize(

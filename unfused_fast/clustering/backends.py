@@ -166,16 +166,20 @@ def _faiss_search(points: Tensor, table: Tensor, k: int) -> Search:
 
 
 def _cuml_search(points: Tensor, table: Tensor, k: int) -> Search:
-    """cuML's brute-force NearestNeighbors, fitted to the centroids; CUDA arrays both ways.
+    """cuML's brute-force NearestNeighbors, fitted to the centroids; CuPy arrays both ways, without a copy: cuML 26.08
+    refuses torch's tensors because their dtype is not NumPy's.
 
     The products are computed again here, so that the result does not depend on how cuML rounds and signs its distances.
     """
+    import cupy
     from cuml.neighbors import NearestNeighbors
 
-    index = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="inner_product", output_type="cupy").fit(table)
+    index = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="inner_product", output_type="cupy")
+    index.fit(cupy.asarray(table))
 
     def search(rows: Tensor) -> tuple[Tensor, Tensor]:
-        ids = from_dlpack(index.kneighbors(rows, n_neighbors=k, return_distance=False)).long().reshape(-1, k)
+        found = index.kneighbors(cupy.asarray(rows), n_neighbors=k, return_distance=False)
+        ids = from_dlpack(found).long().reshape(-1, k)
         scores, order = torch.sort((rows[:, None] * table[ids]).sum(dim=2), dim=1, descending=True, stable=True)
         return scores, ids.gather(1, order)
 

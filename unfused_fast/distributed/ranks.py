@@ -286,11 +286,15 @@ class Ranks:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """Adds up the time of a collective operation, and turns the error of a failed one into RankLost."""
+        """Adds up the time of a collective operation, and turns the error of a failed one into RankLost; but not this
+        device's lack of memory for what is gathered.
+        """
         start = time.perf_counter()
         try:
             yield
             self._seconds += time.perf_counter() - start
+        except torch.OutOfMemoryError:  # a RuntimeError too
+            raise
         except RuntimeError as error:
             # of gloo's message the cause, without where in gloo it was found and advice for its developers
             reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]

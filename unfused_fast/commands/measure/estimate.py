@@ -41,6 +41,10 @@ ORDER_BYTES = 64
 """Of a clip's place in an epoch on the host. Ours: eight columns of 8 bytes."""
 KMEANS_SHARE = 0.08
 """Most memory that spherical k-means takes beside the bank, as a share of it. Source: test_spherical_kmeans.py."""
+PIC_EDGE_BYTES = 160
+"""Of an edge to a neighbour, while both directions are sorted and added up. Ours: 17 arrays of 8 bytes, and the sort's
+own.
+"""
 PIC_CLUSTERS = 512
 """K that is assumed where the algorithm finds it."""
 
@@ -263,8 +267,9 @@ def kmeans_bytes(own: int, clips: int, k: int, config: Config) -> int:
     if settings.algo == "spherical":
         return (0 if config.model.l2_normalize else rows) + math.ceil(KMEANS_SHARE * rows) + k * dim * (4 + 8 + 4)
     components = min(dim, 128 if settings.pca_dim == "auto" else settings.pca_dim)
-    graph = clips * settings.pic_neighbours * 16 if settings.algo == "pic" else 0
-    return 4 * clips * components + graph + dim * dim * 8 + k * components * 16
+    graph = clips * settings.pic_neighbours * PIC_EDGE_BYTES if settings.algo == "pic" else 0
+    # the components and a copy: with a 1 appended (euclidean_kmeans) or padded (nearest_neighbours)
+    return 8 * clips * components + graph + dim * dim * 8 + k * components * 16
 
 
 def hollow(config: Config, clips: int) -> Method:
