@@ -64,8 +64,11 @@ def test_cuda_graphs_are_for_one_process() -> None:
     ranks = Ranks()
     ranks.group, ranks.world_size = cast(Any, object()), 4
     with pytest.raises(UserError, match="collective operations of 4 processes would cut into pieces; use default"):
-        Options(torch.device("cuda"), compile_mode="max-autotune", ranks=ranks)
-    assert Options(torch.device("cuda"), compile_mode="max-autotune-no-cudagraphs", ranks=ranks).compiles
+        Options(torch.device("cuda"), True, "max-autotune", ranks=ranks)
+    assert Options(torch.device("cuda"), True, "max-autotune-no-cudagraphs", ranks=ranks).compiles
+    assert Options(torch.device("cuda")).compiles and not Options(torch.device("cuda"), ranks=ranks).compiles
+    with pytest.raises(UserError, match="nothing is compiled without --compile by several processes; give --compile"):
+        Options(torch.device("cuda"), compile_mode="max-autotune-no-cudagraphs", ranks=ranks)
 
 
 def test_a_back_end_that_cannot_run_here(

@@ -59,7 +59,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Compile = Annotated[
     bool | None,
     typer.Option(
-        "--compile/--no-compile", help="Whether to use torch.compile; by default on a GPU only.", show_default=False
+        "--compile/--no-compile", help="Whether to use torch.compile; by default only on one GPU.", show_default=False
     ),
 ]
 CompileMode = Annotated[

@@ -88,7 +88,9 @@ class Options:
 
     device: torch.device
     compile: bool | None = None
-    """torch.compile; None is on for CUDA and off for CPU, where compiling takes longer than a short run."""
+    """torch.compile; None is on for one process on CUDA. Ours: on a CPU compiling takes longer than a short run, and of
+    AudioNTT on several ranks TorchDynamo keeps no block, since each has a collective operation of its BatchNorm within.
+    """
     compile_mode: str = "default"
     """Mode of torch.compile. Those in GRAPH_MODES replay a step's kernels as graphs, and refuse what torch would do
     without them in silence: on a CPU no graph, with several ranks one for each piece of the network between two
@@ -117,7 +119,8 @@ class Options:
     def __post_init__(self) -> None:
         flag = f"--compile-mode {self.compile_mode}"
         if self.compile_mode != "default" and not self.compiles:
-            off = "without --compile on a CPU" if self.compile is None else "by --no-compile"
+            where = "on a CPU" if self.device.type == "cpu" else "by several processes"
+            off = f"without --compile {where}" if self.compile is None else "by --no-compile"
             raise UserError(f"{flag}, but nothing is compiled {off}; give --compile, or leave the mode out")
         if self.replays and self.device.type != "cuda":
             raise UserError(
@@ -133,7 +136,7 @@ class Options:
     @property
     def compiles(self) -> bool:
         """Whether torch.compile is on."""
-        return self.device.type == "cuda" if self.compile is None else self.compile
+        return self.device.type == "cuda" and not self.ranks.together if self.compile is None else self.compile
 
     @property
     def replays(self) -> bool:
@@ -298,8 +301,8 @@ def prepare_for(network: Module, device: torch.device) -> Module:
 
 
 def compiled(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
-    """torch.compile of a network or step, where enabled: as one graph, or with several ranks one between collective
-    operations.
+    """torch.compile of a network or step, where enabled: as one graph, or with several ranks as what TorchDynamo finds
+    between collective operations.
 
     Resets earlier compilations: a command that trains networks of several sizes would exceed torch.compile's limit of
     graphs of one function. Raises UserError where the compiler that torch.compile needs is missing.
