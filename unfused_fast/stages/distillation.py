@@ -28,7 +28,7 @@ from unfused_fast.errors import UserError
 from unfused_fast.methods import Log, Passes, Trainable, batch_nt_xent
 from unfused_fast.models import DistillNetwork, DistillOutput, follower
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.stages.features import extract, load_encoder, start_from
+from unfused_fast.stages.features import extract, load_encoder, start_from, with_sizes
 from unfused_fast.training import (
     Options,
     Run,
@@ -271,6 +271,8 @@ def distill(
     """
     clips, ranks = train_clips(shards), options.ranks
     teacher = ranks.first(lambda: encoder_name(teacher))
+    if config.distill.init == "teacher":
+        config = with_sizes(config, ranks.every(lambda: load_encoder(teacher, options.device)).config)
     inputs = {"teacher": teacher}
     if given is not None:
         if len(given) != clips or int(given.min()) < 0 or config.pseudo.refresh_epochs:

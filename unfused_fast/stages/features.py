@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from unfused_fast.config import BASELINES, Config, Store, feature_layers, flatten, from_flat
+from unfused_fast.config import BASELINES, Config, Store, feature_layers, flatten, from_flat, with_values
 from unfused_fast.console import console, progress_bar
 from unfused_fast.data import Batches, Loader, Window, eval_window, fill_left_out, final_statistics, placed
 from unfused_fast.distributed import ALONE, WHOLE, Ranks, first_buffers
@@ -297,6 +297,16 @@ def start_from(network: torch.nn.Module, config: Config, teacher: FrozenEncoder)
     assert teacher.network is not None
     refuse_other_encoder(config, teacher.config, teacher.name)
     network.load_state_dict(teacher.network.state_dict())
+
+
+def with_sizes(config: Config, teacher: Config) -> Config:
+    """f_sd's config with the sizes of the teacher at whose weights it begins, in place of those by default. Says so."""
+    own, theirs, default = map(flatten, (config, teacher, Config()))
+    taken = {field: theirs[field] for field in SIZES[1:] if own[field] == default[field] != theirs[field]}
+    if taken:
+        shown = ", ".join(f"{field} = {value}" for field, value in taken.items())
+        console.once(f"distill: f_sd has the sizes of its teacher: {shown}")
+    return with_values(config, taken)
 
 
 def refuse_other_encoder(config: Config, teacher: Config, name: str) -> None:
