@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From Debian and npm packages to the encoder of unfused_fast/base:
-#     bash encoders/base/build.sh OUT [SETTING...]      settings of pre-training, such as --epochs 160, over those below
+#     bash encoders/base/build.sh OUT [SETTING...]      settings of pre-training, such as --epochs 40, over those below
 # Needs root (apt), npm and python with unfused-fast installed (PYTHON=python). Give the same command again to continue.
 # OUT takes 6 GB while sounds are unpacked and 3 GB at the end; the download is 1.9 GB.
 set -euo pipefail
@@ -50,7 +50,7 @@ cd "$OUT"
 "$PYTHON" -m unfused_fast shard clips.csv shards --resume
 if [ -e run/config.json ]; then again=--resume; else again=; fi
 # what the weights in the package were trained by
-recipe=(--epochs 40 --set train.batch_size=128 --set model.channels=32 --set model.dim=1024 --set model.proj_hidden=1024
+recipe=(--epochs 160 --set train.batch_size=128 --set model.channels=32 --set model.dim=1024 --set model.proj_hidden=1024
     --set loss.instance=simclr --set views.same_crop=false)
 "$PYTHON" -m unfused_fast train pretrain shards --out run $again "${recipe[@]}" "$@"
 "$PYTHON" "$HERE/ship.py" run
