@@ -47,7 +47,7 @@ GPU_LIBRARIES = {"nvidia", "cupy", "cuml", "faiss", "triton"}
 ONE_FILE_EACH = {
     "nvidia": {"data/dali.py"},
     "triton": {"kernels/assign.py", "kernels/centroids.py", "kernels/views.py"},
-    "cupy": set(),
+    "cupy": {"clustering/backends.py"},
     "cuml": {"clustering/backends.py"},
     "faiss": {"clustering/backends.py"},
 }
