@@ -1,7 +1,10 @@
 """Stage 2: every term of paper Eq. 1 on hand-worked numbers; pseudo-labels that are given."""
 
 import dataclasses
+import json
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,13 @@ from torch import Tensor
 
 from unfused_fast.commands.options import pairs
 from unfused_fast.config.fields import Config, DistillConfig
-from unfused_fast.config.presets import preset, with_values
+from unfused_fast.config.presets import flatten, preset, with_values
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.stages import distillation
 from unfused_fast.stages.distillation import Distillation, distill, distill_loss, kl_term, mse_term
 from unfused_fast.stages.features import load_encoder
-from unfused_fast.training.options import Options
+from unfused_fast.training.options import Options, Paused
 
 OPTIONS = Options(torch.device("cpu"))
 PLAIN = "pseudo.k=4 pseudo.pca_dim=4 pseudo.n_init=1 optim.schedule=constant optim.warmup_epochs=0"
@@ -140,6 +143,26 @@ def test_settings_are_checked_before_the_teacher_reads_the_clips(
     with pytest.raises(UserError, match=sentence):
         distill(with_values(config, values), open_shards(tones), pretrained, tmp_path / "run", OPTIONS)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_has_the_sizes_of_its_teacher_when_it_is_gone_too(
+    config: Config, tones: Path, pretrained: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    """Where its own are those by default: the run resumes, and is there, without the teacher."""
+    teacher, shards, default = copy_of(pretrained), open_shards(tones), flatten(Config())
+    sizes = {name: default[name] for name in ("model.dim", "model.channels")}
+    wanted, run = with_values(config, sizes), teacher.with_name("student")
+    with pytest.raises(Paused):
+        distill(wanted, shards, teacher, run, dataclasses.replace(OPTIONS, until_epoch=1))
+    made = json.loads((run / "config.json").read_text())["config"]
+    theirs = json.loads((teacher / "config.json").read_text())["config"]
+    assert {name: made[name] for name in sizes} == {name: theirs[name] for name in sizes} != sizes
+    shutil.rmtree(teacher)
+    resumed = dataclasses.replace(OPTIONS, resume=True)
+    first = distill(wanted, shards, teacher, run, resumed)
+    assert first == distill(wanted, shards, teacher, run, resumed)
+    with pytest.raises(UserError, match="not a run of unfused-fast"):
+        distill(wanted, shards, teacher, run.with_name("other"), OPTIONS)
 
 
 def test_the_encoder_ends_as_a_mean_of_the_teachers_and_what_was_learned(

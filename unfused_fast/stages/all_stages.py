@@ -10,9 +10,9 @@ from unfused_fast.console import console
 from unfused_fast.methods import method_class
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.distillation import distill
-from unfused_fast.stages.features import refuse_other_encoder
 from unfused_fast.stages.linear_heads import linear, linear_round
 from unfused_fast.stages.pretraining import pretrain
+from unfused_fast.stages.teacher import refuse_other_encoder
 from unfused_fast.training import Options, write_json
 
 

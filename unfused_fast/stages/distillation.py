@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
 
 from unfused_fast.clustering import match_clusters, pseudo_label_kmeans, resolve_pca_dim
-from unfused_fast.config import Config, DistillConfig
+from unfused_fast.config import Config, DistillConfig, with_values
 from unfused_fast.console import console, counted
 from unfused_fast.data import Window, find_unreadable, key, left_out_input
 from unfused_fast.distributed import ALONE, Ranks, first_state, gather_rows, in_words
@@ -28,7 +28,8 @@ from unfused_fast.errors import UserError
 from unfused_fast.methods import Log, Passes, Trainable, batch_nt_xent
 from unfused_fast.models import DistillNetwork, DistillOutput, follower
 from unfused_fast.shards.sets.table import ShardSet
-from unfused_fast.stages.features import extract, load_encoder, start_from, with_sizes
+from unfused_fast.stages.features import extract, load_encoder
+from unfused_fast.stages.teacher import sizes_of_teacher, start_from
 from unfused_fast.training import (
     Options,
     Run,
@@ -272,7 +273,8 @@ def distill(
     clips, ranks = train_clips(shards), options.ranks
     teacher = ranks.first(lambda: encoder_name(teacher))
     if config.distill.init == "teacher":
-        config = with_sizes(config, ranks.every(lambda: load_encoder(teacher, options.device)).config)
+        begun = out if options.resume else None
+        config = with_values(config, ranks.first(lambda: sizes_of_teacher(config, teacher, begun)))
     inputs = {"teacher": teacher}
     if given is not None:
         if len(given) != clips or int(given.min()) < 0 or config.pseudo.refresh_epochs:

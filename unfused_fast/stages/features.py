@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from unfused_fast.config import BASELINES, Config, Store, feature_layers, flatten, from_flat, with_values
+from unfused_fast.config import BASELINES, Config, Store, feature_layers, from_flat
 from unfused_fast.console import console, progress_bar
 from unfused_fast.data import Batches, Loader, Window, eval_window, fill_left_out, final_statistics, placed
 from unfused_fast.distributed import ALONE, WHOLE, Ranks, first_buffers
@@ -36,8 +36,6 @@ from unfused_fast.training import (
 
 BEST = "best."
 """Prefix of the tensors of a fine-tuned network after the epoch that selection chose."""
-SIZES = ("model.encoder", "model.dim", "model.channels", "model.fc_layers")
-"""Settings that the tensors of an encoder follow from, with those of `frontend`."""
 Network = TypeVar("Network", bound=torch.nn.Module)
 WHOLE_CLIP_BATCH = 32
 """Whole clips per batch. Ours: 32 clips of 10 s keep the first convolution's maps under a gigabyte in float32."""
@@ -288,42 +286,3 @@ def eval_features(
         else:
             extracted(split, ranks)
     return found
-
-
-def start_from(network: torch.nn.Module, config: Config, teacher: FrozenEncoder) -> None:
-    """Copies the teacher's weights to the encoder of a config, `distill.init` = teacher. Raises UserError where sizes
-    differ.
-    """
-    assert teacher.network is not None
-    refuse_other_encoder(config, teacher.config, teacher.name)
-    network.load_state_dict(teacher.network.state_dict())
-
-
-def with_sizes(config: Config, teacher: Config) -> Config:
-    """f_sd's config with the sizes of the teacher at whose weights it begins, in place of those by default. Says so."""
-    own, theirs, default = map(flatten, (config, teacher, Config()))
-    taken = {field: theirs[field] for field in SIZES[1:] if own[field] == default[field] != theirs[field]}
-    if taken:
-        shown = ", ".join(f"{field} = {value}" for field, value in taken.items())
-        console.once(f"distill: f_sd has the sizes of its teacher: {shown}")
-    return with_values(config, taken)
-
-
-def refuse_other_encoder(config: Config, teacher: Config, name: str) -> None:
-    """Raises UserError where f_sd cannot begin at the weights of its teacher, which is called `name`: other sizes, or
-    weights that learned from other log-mels.
-    """
-    with torch.device("meta"):
-        own, theirs = (
-            {(key, tensor.shape) for key, tensor in build_encoder(of).state_dict().items()} for of in (config, teacher)
-        )
-    before, wanted = flatten(config), flatten(teacher)
-    fields = [field for field in wanted if field.startswith("frontend.")] + [*(SIZES if own != theirs else ())]
-    if not {config.data.norm, teacher.data.norm} <= {"dataset", "running"}:  # which bring log-mels to one scale
-        fields.append("data.norm")
-    if other := [field for field in fields if before[field] != wanted[field]]:
-        settings = " ".join(f"--set {field}={wanted[field]}" for field in other)
-        raise UserError(
-            f"distill.init = teacher, but {name} does not match f_sd in {', '.join(other)}; give f_sd the teacher's "
-            f"settings: {settings}; or use --set distill.init=random"
-        )
