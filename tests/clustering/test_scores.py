@@ -133,4 +133,4 @@ def test_nmi_takes_no_more_memory_with_more_clusters() -> None:
     first = torch.arange(2000) % 1000
     with Live(first) as seen:
         assert normalised_mutual_information(first, 999 - first) == pytest.approx(1.0)
-    assert 0 < seen.peak < 1e6
+    assert 0 < seen.peak < 20 * first.nbytes

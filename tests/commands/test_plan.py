@@ -74,7 +74,7 @@ def test_measuring_is_announced_where_it_happens(cli: Cli, rates: Path, monkeypa
     monkeypatch.setattr(measure_rates, "measured_here", lambda *_: (_ for _ in ()).throw(stopped))
     done = cli(*given, "--device", "cpu")
     assert done.code == 130 and done.err.splitlines() == [
-        "plan: measuring this machine; --device h100 or --rates only computes",
+        "plan: measuring this machine; to skip that, give --rates FILE or a GPU such as --device h100",
         "plan: stopped; nothing is kept",
     ]
     for computed in (["--device", "h100"], ["--device", "cpu", "--rates", rates]):

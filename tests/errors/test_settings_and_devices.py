@@ -45,8 +45,8 @@ def test_a_device_that_no_one_knows_or_without_float64(pretrain: Cli, tones: Pat
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ("--compile-mode max-autotune", "nothing is compiled without --compile on a CPU; give --compile, or leave"),
-        ("--no-compile --compile-mode reduce-overhead", "nothing is compiled by --no-compile"),
+        ("--compile-mode max-autotune", "torch.compile is off by default on a CPU; give --compile, or leave"),
+        ("--no-compile --compile-mode reduce-overhead", "--no-compile is given; give --compile, or leave"),
         ("--compile --compile-mode reduce-overhead", "records CUDA graphs, and the device is cpu; use default or max"),
         ("--compile --compile-mode fast", "is not one of 'default', 'reduce-overhead', 'max-autotune'"),
     ],
@@ -67,7 +67,7 @@ def test_cuda_graphs_are_for_one_process() -> None:
         Options(torch.device("cuda"), True, "max-autotune", ranks=ranks)
     assert Options(torch.device("cuda"), True, "max-autotune-no-cudagraphs", ranks=ranks).compiles
     assert Options(torch.device("cuda")).compiles and not Options(torch.device("cuda"), ranks=ranks).compiles
-    with pytest.raises(UserError, match="nothing is compiled without --compile by several processes; give --compile"):
+    with pytest.raises(UserError, match=r"torch\.compile is off by default with several processes; give --compile"):
         Options(torch.device("cuda"), compile_mode="max-autotune-no-cudagraphs", ranks=ranks)
 
 

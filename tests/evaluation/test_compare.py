@@ -186,11 +186,11 @@ def test_every_method_gets_the_same_encoder_crops_and_epochs() -> None:
         # 0.75 ± 0.02 overlaps with 0.79 ± 0.03, 0.7 ± 0.01 does not
         (
             {"simclr": (0.76, 0.82), "byol": (0.73, 0.77), "moco": (0.69, 0.71), "random": (0.4, 0.6)},
-            ["SimCLR is not told apart from BYOL-A: their standard errors overlap."],
+            ["SimCLR cannot be told apart from BYOL-A: their standard errors overlap."],
         ),
         (
             {"simclr": (0.5, 0.52), "random": (0.8, 0.81), "logmel": (0.51, 0.53)},
-            ["No method is above log-mel or random there.", "SimCLR is not told apart from log-mel: their standard"],
+            ["No method is above log-mel or random there.", "SimCLR cannot be told apart from log-mel: their standard"],
         ),
         ({"simclr": (0.8,), "byol": (0.2,)}, ["One seed gives no standard error and cannot tell methods apart"]),
         ({"random": (0.8, 0.9)}, None),

@@ -185,7 +185,9 @@ def plan(
         options = run_options(device)
         machine = Machine(options.device.type, *free_memory(options.device), devices, machines)
         if rates is None:
-            console.print("plan: measuring this machine; --device h100 or --rates only computes")
+            console.print(
+                "plan: measuring this machine; to skip that, give --rates FILE or a GPU such as --device h100"
+            )
             with _nothing_kept("plan"):
                 rates = measured_here(config, options, clips, seconds)
     if device_memory is not None:

@@ -160,7 +160,7 @@ def export(
     """
     refuse_several()
     if half and hub is None:
-        raise typer.BadParameter("--half is of --hub FOLDER; a graph keeps float32")
+        raise typer.BadParameter("--half needs --hub FOLDER; a graph keeps float32")
     if private is not None and not is_hub(hub or ""):
         raise typer.BadParameter("--private and --public are of --hub hf://USER/NAME")
     if hub is None and onnx is None and torch_export is None:

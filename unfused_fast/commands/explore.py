@@ -132,7 +132,7 @@ def similar(
     embedder = load(encoder, device)
     rows = embed_rows(audio, console.print)
     with bar("embedding") as progress:
-        hits, itself, long = find_similar(embedder, rows, audio, query, top, progress, frames)
+        hits, itself, long = find_similar(embedder, rows, query, top, progress, frames)
     found: list[dict[str, Any]] = [
         {
             "path": rows[hit.row].source,
@@ -152,7 +152,7 @@ def similar(
         )
         for one in found
     ]
-    shown = [place for place, name in enumerate(names) if name != "label" or any(one["label"] for one in found)]
+    shown = [place for place in range(len(names)) if not lines or any(line[place] for line in lines)]
     table = escaped(f"like {query}"), [names[place] for place in shown], [[line[n] for n in shown] for line in lines]
     sentences = [f"left out, because it is the query itself: {', '.join(itself)}"] if itself else []
     sentences += [LONG] if long and not frames else []

@@ -31,7 +31,10 @@ Shards = Annotated[
         show_default=False,
     ),
 ]
-Preset = Annotated[PresetName, typer.Option(help="The set of values to start from; see docs/recipe.md.")]
+Preset = Annotated[
+    PresetName,
+    typer.Option(help="The set of values to start from (see: unfused-fast config --preset NAME --diff recommended)."),
+]
 Method = Annotated[
     MethodName | None,
     typer.Option(

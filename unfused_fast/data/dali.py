@@ -7,7 +7,6 @@ runs on the CPU, which needs no driver.
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +145,11 @@ def in_torch(output: Any, device: torch.device) -> Tensor:
     found = output.as_tensor()
     if device.type == "cpu":
         return from_dlpack(found)
+    from nvidia.dali.plugin.pytorch import feed_ndarray
+
     made = torch.empty(found.shape(), device=device)
-    stream = torch.cuda.current_stream(device)
-    found.copy_to_external(c_void_p(made.data_ptr()), c_void_p(stream.cuda_stream), non_blocking=True)
-    return made
+    copied: Tensor = feed_ndarray(found, made, torch.cuda.current_stream(device))
+    return copied
 
 
 def check_ids(folder: Path, split: str, wanted: Int64s, digits: NDArray[np.uint8]) -> None:

@@ -138,7 +138,7 @@ def embed_files(
             raise Interrupted(ranks.first(lambda: _how_to_resume(parts)))
         return dict(ranks.first(publish))
     except RankLost as error:
-        raise RankLost(f"{error}; what is saved is kept, give the same command again with --resume") from error
+        raise RankLost(f"{error}; what is saved is kept; give the same command again") from error
     finally:
         parts.close()
 
@@ -151,8 +151,8 @@ def _workers(given: int | None, ranks: Ranks) -> int:
 def _how_to_resume(parts: EmbeddingParts) -> str:
     if not parts.rows:
         return f"{parts.out}: stopped before a file was saved; give the same command again"
-    flags = "--resume --overwrite" if parts.out.exists() else "--resume"
-    return f"{parts.out}: stopped; {parts.done} files are saved, resume with {flags}"
+    flags = " with --resume --overwrite" if parts.out.exists() else ""
+    return f"{parts.out}: stopped; {counted(parts.done, 'file')} saved, the same command{flags} continues"
 
 
 def _embed(

@@ -115,7 +115,7 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if error is None:
         lines.append("One seed gives no standard error and cannot tell methods apart: give more --seeds.")
     elif near := [title for title, of in valid.items() if title != best and _overlap(valid[best], of)]:
-        lines.append(f"{best} is not told apart from {', '.join(near)}: their standard errors overlap.")
+        lines.append(f"{best} cannot be told apart from {', '.join(near)}: their standard errors overlap.")
     return [*lines, "Choose by validation: the largest of several test numbers is too high."]
 
 

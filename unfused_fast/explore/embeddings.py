@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,21 +25,20 @@ from unfused_fast import __version__
 from unfused_fast.config import flatten
 from unfused_fast.console import console, counted
 from unfused_fast.embedding import Embedder, embed_files
-from unfused_fast.errors import UserError, cause
+from unfused_fast.errors import UserError, cause, escaped
 from unfused_fast.shards.callbacks import OnProgress
 from unfused_fast.shards.sets.remote_folder import cache_folder
-from unfused_fast.shards.sources.location import display_name
 from unfused_fast.shards.sources.row import SourceRow
 from unfused_fast.training import Interrupted
 
+NAMED = 3
+"""Files that a message names."""
+
 
 def kept_embeddings(
-    embedder: Embedder, rows: Sequence[SourceRow], audio: Sequence[str], progress: OnProgress, frames: bool = False
+    embedder: Embedder, rows: Sequence[SourceRow], progress: OnProgress, frames: bool = False
 ) -> dict[str, Any]:
     """Arrays of the rows that can be decoded, in their order, embedded now or before.
-
-    Args:
-        audio: what the user named, for a message.
 
     Returns:
         row: (M,) which of `rows` each is; seconds: (M,) their lengths; embeddings: zarr array (M, D), or with `frames`
@@ -65,14 +63,13 @@ def kept_embeddings(
         try:
             embed_files(embedder, numbered, path, frames=frames, progress=progress)
         except KeyboardInterrupt:
-            raise Interrupted("stopped; the same command continues") from None
+            raise Interrupted("stopped; embeddings so far are kept, and the same command continues") from None
         arrays = _opened(path, frames)
     assert arrays is not None
-    if lost := len(rows) - len(arrays["row"]):
-        console.once(
-            f"{lost} of {counted(len(rows), 'recording')} cannot be used; unfused-fast embed "
-            f"{shlex.join(map(display_name, audio))} --out FILE.npz lists them in FILE.npz.rejected.csv"
-        )
+    if lost := [row.source for row in map(rows.__getitem__, sorted({*range(len(rows))} - {*arrays["row"]}))]:
+        shown = ", ".join(map(escaped, lost[:NAMED])) + (", ..." if len(lost) > NAMED else "")
+        recordings = counted(len(rows), "recording")
+        console.once(f"{len(lost)} of {recordings} cannot be used: {shown}; unfused-fast embed says why")
     return arrays
 
 

@@ -37,7 +37,7 @@ from unfused_fast.explore.columns import (
     table_digest,
     usual_clusters,
 )
-from unfused_fast.explore.embeddings import encoder_key, kept_embeddings, unit_rows
+from unfused_fast.explore.embeddings import NAMED, encoder_key, kept_embeddings, unit_rows
 from unfused_fast.explore.layout import MAP_NEIGHBOURS, MapKind, map_of, nearest
 from unfused_fast.json_files import read_json
 from unfused_fast.shards.audio.codec import encode_clip
@@ -51,8 +51,6 @@ PICTURE_FRAMES = 256
 """Most columns of a picture; of a longer clip each is the mean over several frames."""
 RANGE = 13.8
 """Natural logarithms from the loudest bin of a clip to black. Ours: 60 dB."""
-NAMED = 3
-"""Files that are named of a folder that is no page."""
 ABOUT = "data/explore.json"
 LARGEST_ABOUT = 2**30
 PARTS = {"index.html", "explore.css", "explore.js", "scatter.js", "player.js", "data", "audio", "mel"}
@@ -98,7 +96,7 @@ def explore_folder(
     columns = [*columns_of(shards), *own_pseudo_labels(encoder, shards)]
     for path in tables:
         columns += columns_in(path, shards, {"cluster", *(column.name for column in columns)})
-    arrays = kept_embeddings(embedder, shard_set_rows(shards), [str(shards.directory)], embedding)
+    arrays = kept_embeddings(embedder, shard_set_rows(shards), embedding)
     kept = np.array(arrays["row"], np.int64)
     unit, columns = unit_rows(arrays["embeddings"][:]), [column.of(kept) for column in columns]
     label = next((column for column in columns if column.name == "label"), None)

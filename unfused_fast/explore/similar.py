@@ -47,7 +47,6 @@ class Hit(NamedTuple):
 def find_similar(
     embedder: Embedder,
     rows: Sequence[SourceRow],
-    audio: Sequence[str],
     query: Path,
     top: int,
     progress: OnProgress,
@@ -55,7 +54,7 @@ def find_similar(
 ) -> tuple[list[Hit], list[str], bool]:
     """The `top` rows whose embeddings have the largest cosine to the query's, the largest first, ties in order; the
     sources of those left out because they are the query itself, sample for sample; and whether any of the rows is much
-    longer than the query. `audio`: what the user named, for messages.
+    longer than the query.
 
     With `frames` moments as long as the query, no two of which overlap. A moment begins at any step of the encoder, and
     is pooled over its steps as the query is over its own. A recording shorter than the query is one moment. Memory does
@@ -67,10 +66,10 @@ def find_similar(
         if error.reason == Reason.TOO_LONG:
             why = f"longer than {LONGEST_QUERY_SECONDS:g} s; give a shorter query"
         else:
-            why = f"{error}; give another recording" if query.exists() else "no such file"
+            why = f"{error}; give another recording" if query.exists() else "no such file; give another recording"
         raise UserError(f"{query}: {why}") from error
     wave, hits, itself = torch.from_numpy(pcm.astype(np.float32) / 32768), list[Hit](), list[str]()
-    arrays = kept_embeddings(embedder, rows, audio, progress, frames)
+    arrays = kept_embeddings(embedder, rows, progress, frames)
     long = bool((arrays["seconds"] > max(LONG_SECONDS, LONG_RATIO * len(pcm) / SAMPLE_RATE_HZ)).any())
     for hit in _moments(embedder, arrays, wave, top) if frames else _clips(embedder, arrays, wave):
         if len(hits) == top:

@@ -119,9 +119,9 @@ class Options:
     def __post_init__(self) -> None:
         flag = f"--compile-mode {self.compile_mode}"
         if self.compile_mode != "default" and not self.compiles:
-            where = "on a CPU" if self.device.type == "cpu" else "by several processes"
-            off = f"without --compile {where}" if self.compile is None else "by --no-compile"
-            raise UserError(f"{flag}, but nothing is compiled {off}; give --compile, or leave the mode out")
+            where = "on a CPU" if self.device.type == "cpu" else "with several processes"
+            off = "--no-compile is given" if self.compile is False else f"torch.compile is off by default {where}"
+            raise UserError(f"{flag}, but {off}; give --compile, or leave out --compile-mode")
         if self.replays and self.device.type != "cuda":
             raise UserError(
                 f"{flag} records CUDA graphs, and the device is {self.device}; use default or "

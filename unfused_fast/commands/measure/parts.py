@@ -100,8 +100,8 @@ class Bench:
 
     @cached_property
     def method(self) -> Method:
-        """In its second epoch, from which on all of its parts work; the rows of a bank are noise, clustered in one
-        iteration. Raises UserError where it does not fit the set.
+        """The method in its second epoch, from which on all its parts work; the rows of a bank are noise, clustered in
+        one iteration. Raises UserError where it does not fit the set.
         """
         config = replace(self.config, cluster=replace(self.config.cluster, iterations=1, n_init=1))
 
