@@ -217,7 +217,7 @@ def _no_manifest(directory: Path) -> str:
         return f"unfinished; finish it with the same command that started it (OUT is {out})"
     place = shlex.quote(str(directory))
     if not directory.is_dir():
-        return f"no such folder; make a shard set there with: unfused-fast shard FOLDER {place}"
+        return f"no such folder; check the path, or make a shard set there with: unfused-fast shard FOLDER {place}"
     found = f"a folder, but not a shard set (no {MANIFEST})"
     return f"{found}; if it holds recordings, pack them first: unfused-fast shard {place} SHARDS"
 
