@@ -77,7 +77,7 @@ AGAIN = "pack the set again with --overwrite"
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (shutil.rmtree, "copy: no such folder; make .*: unfused-fast shard FOLDER .*copy$"),
+        (shutil.rmtree, "copy: no such folder; check the path, or make .*: unfused-fast shard FOLDER .*copy$"),
         (
             lambda copy: (copy / "manifest.json").unlink(),
             r"copy: a folder, but not a shard set \(no manifest.json\); if .*: unfused-fast shard .*copy SHARDS$",
