@@ -7,9 +7,9 @@ python benchmarks/corpus.py CORPUS --out DIR --quick         smoke test: its num
 
 CORPUS holds CSV files: pool.csv and pool_small.csv list clips without labels (column path), tasks/NAME/train.csv,
 valid.csv and test.csv those of a task (columns path, label); or the sets packed from them, each in the folder of its
-name. The search trains each recipe once on the small pool and reads validation only. The comparison trains the recipes
-of COMPARED on one pool, once a seed, and reads the test once. The same command continues after an interruption:
-finished runs and scores are kept below DIR, and DIR/runs.parquet has all of them.
+name. The search trains each recipe once on the small pool and reads validation only; one recipe alone needs none. The
+comparison trains the recipes of COMPARED on one pool, once a seed, and reads the test once. The same command continues
+after an interruption: finished runs and scores are kept below DIR, and DIR/runs.parquet has all of them.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ def main() -> None:
     if given.method != "decar-v2" and not recipes:
         raise UserError(f"--method {given.method}: the recipes here are of decar-v2; give --recipe, such as 'plain:'")
     corpus = opened(given, QUICK)
-    search(corpus, recipes or SEARCHED)
+    if len(recipes) != 1 or given.search_only:
+        search(corpus, recipes or SEARCHED)
     if not given.search_only:
         pool, seeds = ("pool_small", 1) if given.quick else (given.pool, given.seeds)
         compare(corpus, recipes or COMPARED, pool, seeds)
