@@ -38,10 +38,9 @@ from search_spaces import AXES, SPACES, Factor, usual, values_of
 from unfused_fast.commands.exits import run_app
 from unfused_fast.config import Config, preset, with_values
 from unfused_fast.console import console, counted
-from unfused_fast.errors import UserError
+from unfused_fast.errors import Interrupted, UserError
 from unfused_fast.evaluation import score_once, write_runs
 from unfused_fast.evaluation.run_pool import PooledRun
-from unfused_fast.training import Interrupted
 
 GLANCES = (2, 4)
 """Epochs after which a trial may be given up."""

@@ -21,9 +21,8 @@ from scipy.stats import spearmanr
 from search_spaces import AXES, COSTLY, SPACES, Factor, usual, values_of
 
 from unfused_fast.config.presets import preset, with_values
-from unfused_fast.errors import UserError
+from unfused_fast.errors import Interrupted, UserError
 from unfused_fast.evaluation.run_store import SCHEMA, read_runs
-from unfused_fast.training.options import Interrupted
 
 AXES_TRIED = ["mixup", "rate", "temperature"]
 

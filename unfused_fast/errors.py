@@ -1,4 +1,4 @@
-"""An error that the user can fix, as opposed to a bug."""
+"""An error that the user can fix, as opposed to a bug; and an interruption."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ class UserError(Exception):
 
     Ours: one class for the whole project, because what a caller does with it never depends on where it arose.
     """
+
+
+class Interrupted(Exception):
+    """The user pressed Ctrl-C (or sent SIGTERM or SIGUSR1); finished work is saved. One sentence: how to continue."""
 
 
 def cause(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from rich.filesize import decimal
 
-from unfused_fast.errors import UserError, cause
+from unfused_fast.errors import Interrupted, UserError, cause
 from unfused_fast.shards.packing.journal import Journal
 from unfused_fast.shards.sets.table import MANIFEST, PART
 
@@ -55,6 +55,7 @@ def building(
     Raises:
         UserError: `out` is a file, a set that may not be replaced, or a folder that is neither empty nor a set; another
             process packs to it; the unfinished set was started with different options; or the disk cannot be written.
+        Interrupted: by Ctrl-C, once the set was begun.
     """
     shown = str(out) if remote is None else remote.shown
     real, partial, replaced = Path(os.path.realpath(out)), beside(out, "partial"), beside(out, "replaced")
@@ -82,12 +83,15 @@ def building(
                     remote.begin(journal, overwrite)
                 begun = True
                 yield journal
-            except BaseException:
+            except BaseException as error:
                 if not begun:
                     discard(partial)
                 shutil.rmtree(journal.making, ignore_errors=True)
                 if not any(partial.iterdir()):
                     partial.rmdir()
+                if begun and isinstance(error, KeyboardInterrupt):
+                    again = " with --resume" if overwrite and not resume else ""
+                    raise Interrupted(f"{shown}: stopped; the same command{again} continues") from error
                 raise
             if real.exists() and any(real.iterdir()):
                 shutil.rmtree(replaced, ignore_errors=True)

@@ -20,8 +20,9 @@ from unfused_fast.commands.measure.estimate import hollow, step_cost
 from unfused_fast.commands.measure.parts import PARTS, Bench, Measured, limit
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import preset, with_values
+from unfused_fast.errors import Interrupted
 from unfused_fast.shards.sets.table import open_shards
-from unfused_fast.training.options import Interrupted, Options
+from unfused_fast.training.options import Options
 
 
 @pytest.fixture(autouse=True)

@@ -24,9 +24,8 @@ from waiting import wait_for
 from unfused_fast.commands.exits import ERROR_FILE, end, reason_left
 from unfused_fast.commands.launching.launcher import Failure
 from unfused_fast.distributed.ranks import RankLost, Ranks
-from unfused_fast.errors import UserError
+from unfused_fast.errors import Interrupted, UserError
 from unfused_fast.launch import RESTARTS_LEFT
-from unfused_fast.training.options import Interrupted
 
 Start = Callable[..., "subprocess.Popen[str]"]
 

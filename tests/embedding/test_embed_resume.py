@@ -21,8 +21,7 @@ from unfused_fast.embedding import reading as embed_reading
 from unfused_fast.embedding.embedder import Embedder
 from unfused_fast.embedding.files import embed_files
 from unfused_fast.embedding.parts import EmbeddingParts
-from unfused_fast.errors import UserError
-from unfused_fast.training.options import Interrupted
+from unfused_fast.errors import Interrupted, UserError
 
 
 def done_of(out: Path) -> int:

@@ -57,14 +57,14 @@ from unfused_fast.data import first_pass, store
 from unfused_fast.data.stream import Batch, Loader
 from unfused_fast.distributed.ranks import Ranks
 from unfused_fast.embedding import embed_files, embed_rows, load, reading
-from unfused_fast.errors import UserError
+from unfused_fast.errors import Interrupted, UserError
 from unfused_fast.launch import place_of
 from unfused_fast.memory import Free
 from unfused_fast.models import audiontt as model
 from unfused_fast.models import efficientnet
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.stages import features
-from unfused_fast.training import Interrupted, checkpoint, loop, saves
+from unfused_fast.training import checkpoint, loop, saves
 from unfused_fast.training.progress import EpochProgress
 
 FEATURES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from unfused_fast.errors import Interrupted
 from unfused_fast.shards.packing.finish import PackResult
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.shard_files import ShardWriter
@@ -35,5 +36,5 @@ def stopped(rows: list[SourceRow], out: Path, error: BaseException | None = None
     error = error or KeyboardInterrupt()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ShardWriter, "add", _failing(25, error))
-        with pytest.raises(type(error)):
+        with pytest.raises(Interrupted if isinstance(error, KeyboardInterrupt) else type(error)):
             pack_alone(rows, out, clips_per_shard=10, **options)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from unfused_fast.distributed.ranks import Ranks
+from unfused_fast.errors import Interrupted
 from unfused_fast.training.loop import Trainer
-from unfused_fast.training.options import Interrupted
 from unfused_fast.training.progress import EpochProgress
 
 

@@ -18,7 +18,7 @@ import typer
 from unfused_fast.commands.flags import Compile, CompileMode, Device, Json, Method, Preset, Sets
 from unfused_fast.commands.options import run_options, stage_config
 from unfused_fast.commands.output import open_set, show
-from unfused_fast.errors import UserError, cause
+from unfused_fast.errors import Interrupted, UserError, cause
 
 if TYPE_CHECKING:
     from unfused_fast.commands.measure.parts import Measured
@@ -94,8 +94,6 @@ def bench(
 @contextmanager
 def _nothing_kept(command: str) -> Iterator[None]:
     """Raises Interrupted, of the command and not of a run in its temporary folder, when a signal comes."""
-    from unfused_fast.training import Interrupted
-
     try:
         yield
     except (KeyboardInterrupt, Interrupted) as error:

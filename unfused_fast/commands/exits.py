@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from unfused_fast.errors import UserError, cause, escaped
+from unfused_fast.errors import Interrupted, UserError, cause, escaped
 from unfused_fast.launch import RESTARTS_LEFT
 
 USER_ERROR, FAULT, INTERRUPTED = 1, 70, 130
@@ -53,9 +53,9 @@ def end(error: Exception) -> NoReturn:
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         where = "" if error.filename is None else f"{error.filename}: "
         error = UserError(f"{where}{cause(error)}; {_REFUSALS[error.errno]}")
-    mendable = isinstance(error, UserError | BrokenPipeError) or kind == "Interrupted"
+    mendable = isinstance(error, UserError | BrokenPipeError | Interrupted)
     leave_reason(f"error: {error}", again=kind == "RankLost" or not mendable)
-    if kind == "Interrupted":
+    if isinstance(error, Interrupted):
         print(error, file=sys.stderr)
         sys.exit(INTERRUPTED)
     if isinstance(error, BrokenPipeError):

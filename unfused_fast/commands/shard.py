@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unfused_fast.commands.exits import INTERRUPTED
 from unfused_fast.commands.flags import Json, Overwrite
 from unfused_fast.commands.options import pairs, refuse_several
 from unfused_fast.commands.output import bar, next_command, print_json, show
@@ -20,7 +18,7 @@ from unfused_fast.shards.packing.workers import start_server
 from unfused_fast.shards.sources.location import LARGEST_DEFLATED_GB, display_name, is_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from unfused_fast.shards.datasets.dataset import Discovery
     from unfused_fast.shards.packing.finish import PackResult
@@ -159,21 +157,20 @@ def shard(
 
             seen = [work.parent] if is_url(source) else [work.parent, Path(source)]
             pool = stack.enter_context(closing(RayWorkers(seen)))
-        with _kept_on_ctrl_c(out, part, overwrite and not resume):
-            packed = pack(
-                rows,
-                out,
-                **asked,
-                part=share,
-                workers=workers,
-                pool=pool,
-                overwrite=overwrite,
-                resume=resume,
-                dataset=about,
-                files=found.files,
-                statistics=log_mel_statistics,
-                progress=stack.enter_context(bar("packing")),
-            )
+        packed = pack(
+            rows,
+            out,
+            **asked,
+            part=share,
+            workers=workers,
+            pool=pool,
+            overwrite=overwrite,
+            resume=resume,
+            dataset=about,
+            files=found.files,
+            statistics=log_mel_statistics,
+            progress=stack.enter_context(bar("packing")),
+        )
     _print_packed(packed, display_name(out), as_json, part)
 
 
@@ -202,27 +199,6 @@ def merge(
             parts, out, overwrite=overwrite, resume=resume, statistics=log_mel_statistics, progress=advance
         )
     _print_packed(merged, display_name(out), as_json)
-
-
-@contextmanager
-def _kept_on_ctrl_c(out: str, part: str | None, discards: bool) -> Iterator[None]:
-    """Says on Ctrl-C how to continue, where a set was begun meanwhile.
-
-    Args:
-        discards: whether the same command would start again.
-    """
-    from unfused_fast.shards.packing.building import beside
-    from unfused_fast.shards.packing.journal import Journal
-    from unfused_fast.shards.packing.upload import destination, part_folder
-
-    folder = destination(out)[0] if part is None else part_folder(out)
-    try:
-        yield
-    except KeyboardInterrupt:
-        if not Journal(beside(folder, "partial")).begun:
-            raise
-        print(f"stopped; the same command{' with --resume' if discards else ''} continues", file=sys.stderr)
-        sys.exit(INTERRUPTED)
 
 
 def _part(given: str) -> tuple[int, int]:

@@ -23,13 +23,12 @@ from unfused_fast.embedding.embedder import Embedder, Pooled
 from unfused_fast.embedding.formats import format_of, write_result
 from unfused_fast.embedding.parts import DoneFile, EmbeddingParts, check_place
 from unfused_fast.embedding.reading import Block, Pcm, ReadJob, ahead, blocks_of
-from unfused_fast.errors import UserError, escaped
+from unfused_fast.errors import Interrupted, UserError, escaped
 from unfused_fast.models import Pool
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.packing.workers import Workers, keep_freed_memory, worker_count
 from unfused_fast.shards.sources.reasons import Rejected
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.training import Interrupted
 
 Progress = Callable[[int, int, int], None]
 Results = Pooled | IO[bytes]

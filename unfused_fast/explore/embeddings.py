@@ -25,11 +25,10 @@ from unfused_fast import __version__
 from unfused_fast.config import flatten
 from unfused_fast.console import console, counted
 from unfused_fast.embedding import Embedder, embed_files
-from unfused_fast.errors import UserError, cause, escaped
+from unfused_fast.errors import Interrupted, UserError, cause, escaped
 from unfused_fast.shards.callbacks import OnProgress
 from unfused_fast.shards.sets.remote_folder import cache_folder
 from unfused_fast.shards.sources.row import SourceRow
-from unfused_fast.training import Interrupted
 
 NAMED = 3
 """Files that a message names."""

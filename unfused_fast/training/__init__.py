@@ -17,7 +17,6 @@ from unfused_fast.training.model_folder import (
 )
 from unfused_fast.training.optim import build_optimizer
 from unfused_fast.training.options import (
-    Interrupted,
     Options,
     Paused,
     autocast,

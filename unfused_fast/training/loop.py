@@ -20,14 +20,14 @@ from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data import Augmenter, Batch, Batches, Loader, placed, skipped
 from unfused_fast.distributed import RankLost, Share, first_buffers, share_layers, sum_gradients
-from unfused_fast.errors import UserError
+from unfused_fast.errors import Interrupted, UserError
 from unfused_fast.memory import freed_memory_kept
 from unfused_fast.methods import Trainable
 from unfused_fast.models import step_bytes
 from unfused_fast.training.checkpoint import Position
 from unfused_fast.training.faults import not_finite, out_of_memory
 from unfused_fast.training.optim import build_optimizer, learning_rate
-from unfused_fast.training.options import Interrupted, Options, Paused, autocast, compiled, full_precision, prepare_for
+from unfused_fast.training.options import Options, Paused, autocast, compiled, full_precision, prepare_for
 from unfused_fast.training.progress import EpochProgress, PartTimer, Profile
 from unfused_fast.training.run_directory import Run
 from unfused_fast.training.saves import Saves

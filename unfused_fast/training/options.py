@@ -15,7 +15,7 @@ from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data import Loader
 from unfused_fast.distributed import ALONE, Ranks
-from unfused_fast.errors import UserError
+from unfused_fast.errors import Interrupted, UserError
 from unfused_fast.float32 import ieee_float32
 from unfused_fast.launch import Place
 from unfused_fast.optional import missing_compiler
@@ -62,10 +62,6 @@ def parse_save_every(text: str | None) -> tuple[SaveEvery, int | None]:
 
 GRAPH_MODES = "reduce-overhead", "max-autotune"
 """Modes of torch.compile that record CUDA graphs. Source: torch._inductor.list_mode_options."""
-
-
-class Interrupted(Exception):
-    """The user pressed Ctrl-C (or sent SIGTERM or SIGUSR1); finished work is saved."""
 
 
 class Paused(Interrupted):

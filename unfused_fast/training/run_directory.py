@@ -25,11 +25,11 @@ from torch import Tensor
 from unfused_fast.config import Config, flatten
 from unfused_fast.console import console
 from unfused_fast.data import set_statistics
-from unfused_fast.errors import UserError, cause
+from unfused_fast.errors import Interrupted, UserError, cause
 from unfused_fast.launch import LAUNCH, STOPPING
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training.checkpoint import Position, checkpoints_in, load_checkpoint, write_json
-from unfused_fast.training.options import Interrupted, Options
+from unfused_fast.training.options import Options
 from unfused_fast.training.run_record import (
     SHAPES,
     RunLog,

@@ -93,9 +93,17 @@ def test_ctrl_c_says_whether_the_same_command_continues(
         for more, words in zip(([], ["--overwrite"]), said, strict=True):
             monkeypatch.setattr(f"unfused_fast.{place}", pressed)
             done = cli(*given, *more)
-            assert done.code == 130 and done.err.splitlines()[-1].removeprefix("stopped; ") == words, (place, done.err)
+            assert (
+                done.code == 130 and done.err.splitlines()[-1].removeprefix(f"{tmp_path / 'out'}: stopped; ") == words
+            ), (place, done.err)
             monkeypatch.undo()
     assert cli(*given, "--overwrite", "--resume").code == 0
+    assert cli("shard", tmp_path / "source", tmp_path / "part", "--part", "1/1").code == 0
+    monkeypatch.setattr("unfused_fast.shards.packing.merge._bring", pressed)
+    done = cli("merge", tmp_path / "part", tmp_path / "merged")
+    assert done.code == 130 and done.err.splitlines()[-1] == (
+        f"{tmp_path / 'merged'}: stopped; the same command continues"
+    )
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.soak)])

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from remote_files import bytes_of
 
-from unfused_fast.errors import UserError
+from unfused_fast.errors import Interrupted, UserError
 from unfused_fast.shards.check.check import check
 from unfused_fast.shards.packing import merge as merging
 from unfused_fast.shards.packing.merge import merge
@@ -111,7 +111,7 @@ def test_a_part_that_changes_while_a_merge_is_stopped(
         bring(part, *rest)
 
     monkeypatch.setattr(merging, "_bring", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="stopped; the same command continues"):
         merge(parts, out)
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"unfinished; finish it with the same command that started it"):
