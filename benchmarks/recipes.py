@@ -134,15 +134,20 @@ def trained(rows: Rows) -> list[Trained]:
 
 
 def best(recipes: Sequence[Trained]) -> list[Trained]:
-    """Baselines, then the best of each method and stage, the highest validation first."""
+    """Baselines, then of each method and stage the best and, where its test was read, `recommended` as often trained;
+    the highest validation first.
+    """
     groups = defaultdict[tuple[str, str | None], list[Trained]](list)
     for one in recipes:
         if one.stage is not None and one.mean("valid"):
             groups[(one.method, one.stage)].append(one)
-    chosen = [
-        max([one for one in several if one.mean("test")] or several, key=lambda one: fmean(one.mean("valid").values()))
-        for several in groups.values()
-    ]
+    chosen = []
+    for several in groups.values():
+        tested = [one for one in several if one.mean("test")]
+        first = max(tested or several, key=lambda one: fmean(one.mean("valid").values()))
+        size = first.set, first.width, first.epochs
+        plain = (one for one in tested if not one.settings and (one.set, one.width, one.epochs) == size)
+        chosen += [first, *(one for one in plain if one is not first)]
     widths = {one.width for one in chosen} | {0}
     plain = [one for one in recipes if one.stage is None and (one.width in widths or not chosen)]
     return [

@@ -6,7 +6,8 @@ python benchmarks/results_page.py DIR DIR --page docs/results.md
 Each DIR has a runs.parquet. The part of the page has the baselines and each method's best recipe; the folder named as
 the page gets runs.md with every run, those that lost, failed or were given up too, accuracy.png and progress.png.
 A method's best recipe is the one of the highest mean validation over the judged tasks, among those whose test was read
-if there are some: nothing else is read of the test than what the table shows.
+if there are some; `recommended` of the same length is shown beside it. Nothing else is read of the test than what the
+table shows.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def front(recipes: Sequence[Trained], rows: Rows, folder: str) -> Iterator[str]:
     yield (
         "Each encoder is frozen and judged by linear heads, their rate chosen on validation. Of "
         f"{counted(len(runs), 'run')} ([all of them]({folder}/runs.md)) the best recipe of each method by mean "
-        f"validation over {counted(len(tasks), 'task')}; test accuracy in %, mean ± standard error over seeds; the "
-        f"test was read once. On {', '.join(facts[0])}, torch {', '.join(torch)}, commits {', '.join(facts[1])}."
+        f"validation over {counted(len(tasks), 'task')}, and `recommended` as long; test accuracy in %, mean ± "
+        f"standard error over seeds; the test was read once. On {', '.join(facts[0])}, torch {', '.join(torch)}, commits {', '.join(facts[1])}."
     )
     lines = []
     for one in shown:
@@ -170,7 +171,7 @@ def write(rows: Rows, page: Path) -> None:
                 levels[one.title] = score
             else:
                 minutes, spread = mean_and_error([seconds / 60 for seconds in one.cost("seconds")] or [0.0])
-                points[one.title] = ((minutes, spread or 0.0), score)
+                points[one.title + ", changed" * bool(one.settings)] = ((minutes, spread or 0.0), score)
     if points:
         labels = ("minutes of training", "mean test accuracy in %")
         plot_scores(folder / "accuracy.png", points, levels, labels, "each method's best by validation")

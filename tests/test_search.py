@@ -184,3 +184,10 @@ def test_the_rank_correlation_is_scipy_s(tmp_path: Path) -> None:
     rows += [_row("t", 4, 2.0, 0, task, 0.5, split="test") for task in ("hero_voice", "speaker_id")]
     (chosen,) = recipes.best(recipes.trained(rows))
     assert dict(chosen.settings) == {"optim.lr": "2.0"} and chosen.mean("test") == {0: 0.5}
+    # `recommended`, without settings of its own, is shown beside it where its test was read at the same size
+    plain = json.dumps({"train.epochs": 4, "model.channels": 32})
+    of = [_row("r", 4, 0.0, 0, task, 0.4, config=plain) for task in ("hero_voice", "speaker_id")]
+    assert len(recipes.best(recipes.trained([*rows, *of]))) == 1
+    rows += [*of, *(_row("r", 4, 0.0, 0, row["task"], 0.3, config=plain, split="test") for row in of)]
+    chosen, beside = recipes.best(recipes.trained(rows))
+    assert chosen.settings and not beside.settings and beside.mean("test") == {0: 0.3}
