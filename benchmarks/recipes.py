@@ -146,8 +146,8 @@ def best(recipes: Sequence[Trained]) -> list[Trained]:
         tested = [one for one in several if one.mean("test")]
         first = max(tested or several, key=lambda one: fmean(one.mean("valid").values()))
         size = first.set, first.width, first.epochs
-        plain = (one for one in tested if not one.settings and (one.set, one.width, one.epochs) == size)
-        chosen += [first, *(one for one in plain if one is not first)]
+        beside = [one for one in tested if not one.settings and (one.set, one.width, one.epochs) == size]
+        chosen += [first, *(one for one in beside if one is not first)]
     widths = {one.width for one in chosen} | {0}
     plain = [one for one in recipes if one.stage is None and (one.width in widths or not chosen)]
     return [

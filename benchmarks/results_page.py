@@ -88,7 +88,8 @@ def front(recipes: Sequence[Trained], rows: Rows, folder: str) -> Iterator[str]:
         "Each encoder is frozen and judged by linear heads, their rate chosen on validation. Of "
         f"{counted(len(runs), 'run')} ([all of them]({folder}/runs.md)) the best recipe of each method by mean "
         f"validation over {counted(len(tasks), 'task')}, and `recommended` as long; test accuracy in %, mean ± "
-        f"standard error over seeds; the test was read once. On {', '.join(facts[0])}, torch {', '.join(torch)}, commits {', '.join(facts[1])}."
+        f"standard error over seeds; the test was read once. On {', '.join(facts[0])}, torch {', '.join(torch)}, "
+        f"commits {', '.join(facts[1])}."
     )
     lines = []
     for one in shown:
