@@ -3,18 +3,23 @@ encoders, over seeds.
 
 python benchmarks/corpus.py CORPUS --out DIR                 then: python benchmarks/results_page.py DIR --page PAGE
 python benchmarks/corpus.py CORPUS --out DIR --recipe 'slow: optim.lr=0.1 loss.temperature=0.2'    recipes of your own
+python benchmarks/corpus.py CORPUS --out DIR --stage2 recommended --stage2 paper    UnFuSeD's stage 2 on each task too
 python benchmarks/corpus.py CORPUS --out DIR --quick         smoke test: its numbers mean nothing
 
 CORPUS holds CSV files: pool.csv and pool_small.csv list clips without labels (column path), tasks/NAME/train.csv,
 valid.csv and test.csv those of a task (columns path, label); or the sets packed from them, each in the folder of its
 name. The search trains each recipe once on the small pool and reads validation only; one recipe alone needs none. The
-comparison trains the recipes of COMPARED on one pool, once a seed, and reads the test once. The same command continues
-after an interruption: finished runs and scores are kept below DIR, and DIR/runs.parquet has all of them.
+comparison trains the recipes of COMPARED on one pool, once a seed, and reads the test once. Stage 2 starts from the run
+of each recipe, on the train clips of each task by itself.
+
+The same command continues after an interruption: finished runs and scores are kept below DIR, and DIR/runs.parquet has
+all of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +31,7 @@ from recipes import JUDGED
 from unfused_fast.commands.demo import width_values
 from unfused_fast.commands.exits import run_app
 from unfused_fast.commands.options import pairs, run_options
-from unfused_fast.config import READ_BY, Config, MethodName, preset, with_values
+from unfused_fast.config import READ_BY, Config, MethodName, PresetName, preset, with_values
 from unfused_fast.console import console, counted
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation import score_once, write_runs
@@ -56,6 +61,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "rate 3": {"optim.lr": 3.0},
     "temperature 0.2": {"loss.temperature": 0.2},
 }
+STAGE2: tuple[PresetName, ...] = "recommended", "paper", "authors"
 QUICK = {"train.epochs": 1, "eval.epochs": 2, "cluster.iterations": 2, "cluster.k": 8}
 
 
@@ -69,6 +75,7 @@ class Corpus:
     values: Mapping[str, Any]
     """Fields set for every recipe."""
     pool: RunPool
+    quick: bool = False
 
     def shards(self, name: str, rows: Callable[[], Iterable[SourceRow]]) -> ShardSet:
         """A packed set of CORPUS, or of OUT/shards, where it is packed once."""
@@ -105,6 +112,12 @@ class Corpus:
         values = {**self.values, **recipe, "train.seed": seed}
         return self.pool.pretrain(with_values(preset("recommended", "pretrain", self.method), values), self.clips(pool))
 
+    def distilled(self, teacher: PooledRun, task: str, name: PresetName, seed: int) -> PooledRun:
+        """Stage 2 on a task by a preset, of an encoder as wide as its teacher's, with as many clusters as classes."""
+        sizes = {field: value for field, value in self.values.items() if field in ("model.channels", "model.dim")}
+        values = {**sizes, **({"train.epochs": 1} if self.quick else {}), "train.seed": seed}
+        return self.pool.distill(with_values(preset(name, "distill"), values), self.task(task), teacher)
+
     def scores(self, encoder: PooledRun | str, task: str, seed: int, test: bool) -> dict[str, float]:
         """`valid`, and `test` where asked for: accuracy of linear heads on the frozen encoder."""
         return score_once(self.out, self.evaluation(seed), self.task(task), encoder, self.pool.options, test=test)
@@ -124,7 +137,7 @@ def opened(given: argparse.Namespace, quick: Mapping[str, Any]) -> Corpus:
     values = {**sizes(given.width, given.method), "train.epochs": given.epochs, **(quick if given.quick else {})}
     values = {name: value for name, value in values.items() if given.method in READ_BY.get(name, (given.method,))}
     pool = RunPool(given.out / "runs", run_options(given.device, None, False, False))
-    return Corpus(folder, given.out, given.method, values, pool)
+    return Corpus(folder, given.out, given.method, values, pool, given.quick)
 
 
 def sizes(width: int, method: MethodName) -> dict[str, Any]:
@@ -142,6 +155,7 @@ def main() -> None:
     parser.add_argument(
         "--recipe", action="append", help="'NAME: field=value field=value', in place of ours; repeatable"
     )
+    parser.add_argument("--stage2", action="append", choices=STAGE2, default=[], help="its preset; repeatable")
     parser.add_argument("--search-only", action="store_true", help="train on the small pool only; the test is not read")
     parser.add_argument("--pool", choices=POOLS, default="pool", help="clips of the comparison")
     given = parser.parse_args()
@@ -155,7 +169,7 @@ def main() -> None:
         search(corpus, recipes or SEARCHED)
     if not given.search_only:
         pool, seeds = ("pool_small", 1) if given.quick else (given.pool, given.seeds)
-        compare(corpus, recipes or COMPARED, pool, seeds)
+        compare(corpus, recipes or COMPARED, pool, seeds, given.stage2)
     rows = write_runs(corpus.pool.directory)
     console.print(f"wrote {given.out / 'runs.parquet'}: {counted(len(rows), 'row')}")
 
@@ -186,12 +200,17 @@ def search(corpus: Corpus, recipes: Mapping[str, Mapping[str, Any]]) -> None:
         console.print(f"corpus: {name}: {100 * mean:.1f} % of validation, mean of the judged tasks")
 
 
-def compare(corpus: Corpus, recipes: Mapping[str, Mapping[str, Any]], pool: str, seeds: int) -> None:
-    """Recipes on a pool, by validation and test, once a seed."""
+def compare(
+    corpus: Corpus, recipes: Mapping[str, Mapping[str, Any]], pool: str, seeds: int, stage2: Iterable[PresetName]
+) -> None:
+    """Recipes on a pool, and stage 2 from each by some presets, by validation and test, once a seed."""
     for seed in range(seeds):
         for _, encoder in encoders(corpus, recipes, pool, seed):
             for task in corpus.tasks:
                 corpus.scores(encoder, task, seed, True)
+            if isinstance(encoder, PooledRun):
+                for name, task in itertools.product(stage2, corpus.tasks):
+                    corpus.scores(corpus.distilled(encoder, task, name, seed), task, seed, True)
 
 
 def encoders(

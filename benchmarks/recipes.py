@@ -9,13 +9,17 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from scipy.stats import spearmanr
 
+from unfused_fast.config import MethodName, PresetName, Stage, flatten, preset
+from unfused_fast.config.methods import RECIPES
 from unfused_fast.console import counted
 from unfused_fast.evaluation.compare_report import TITLES
+from unfused_fast.evaluation.run_store import settings_of
 
 JUDGED = (
     "mandarin_tone",
@@ -32,7 +36,9 @@ easier than their test, or their labels uncertain.
 WIDTHS = ("model.channels", "model.dim", "train.epochs")
 HEAD = ("model.proj_hidden", "model.proj_dim")
 """Fields of a run's size; of DECAR-v2 the head's widths too, which go with the encoder's."""
-PAPER_WIDTH, PAPER_EPOCHS = 64, 100
+PAPER_WIDTH = 64
+FIRST = "stage 1: "
+"""Before a setting of the run that stage 2 began from."""
 FEWEST = 3
 """Recipes with which ranks are compared."""
 Rows = Sequence[Mapping[str, Any]]
@@ -46,8 +52,9 @@ class Trained:
     stage: str | None
     """None: a baseline."""
     settings: tuple[tuple[str, str], ...]
-    """(field, value as JSON) where it differs from `recommended`, without its size."""
+    """(field, value as JSON) where it differs from `recommended`, without its size; of stage 2 its teacher's too."""
     set: str
+    """Empty for baselines, and for stage 2 on each task by itself."""
     width: int
     epochs: int | None
     """As planned."""
@@ -65,7 +72,16 @@ class Trained:
     @property
     def words(self) -> str:
         """Its settings, for a cell."""
-        return " ".join(f"`{name}={json.loads(value)}`" for name, value in self.settings) or "recommended"
+        of_teacher = {name: value for name, value in self.settings if name.startswith(FIRST)}
+        own = {name: value for name, value in self.settings if name not in of_teacher}
+        written = [" ".join(f"`{name}={json.loads(value)}`" for name, value in of.items()) for of in (own, of_teacher)]
+        return ", ".join(filter(None, [self.preset or written[0], written[1]]))
+
+    @property
+    def preset(self) -> str | None:
+        """The preset by whose settings it was trained."""
+        own = {name: value for name, value in self.settings if not name.startswith(FIRST)}
+        return next((name for name, settings in _presets(self.stage, self.method) if settings == own), None)
 
     def scores(self, task: str, split: str) -> dict[int, float]:
         """Seed -> score of linear heads on the encoder as it ended."""
@@ -116,16 +132,25 @@ def judged(rows: Rows) -> list[str]:
 def trained(rows: Rows) -> list[Trained]:
     """The rows of runs.parquet as recipes; linear heads by themselves are none."""
     groups = defaultdict[tuple[Any, ...], list[Mapping[str, Any]]](list)
+    teachers = {
+        row["run"]: [
+            (f"{FIRST}{name}", value)
+            for name, value in _settings(json.loads(row["config"]), "pretrain", row["method"]).items()
+        ]
+        for row in rows
+        if row["stage"] == "pretrain"
+    }
     for row in rows:
         if row["stage"] == "linear" or row["state"] == "damaged":
             continue
         config = json.loads(row["config"])
-        width, epochs = config.get("model.channels", PAPER_WIDTH), config.get("train.epochs", PAPER_EPOCHS)
-        sized = {*WIDTHS, *(HEAD if row["method"] == "decar-v2" else ())}
-        settings = tuple((name, json.dumps(value)) for name, value in sorted(config.items()) if name not in sized)
+        width = config.get("model.channels", PAPER_WIDTH)
+        epochs = None if row["stage"] is None else config.get("train.epochs", _epochs(row["stage"]))
+        settings = (*_settings(config, row["stage"], row["method"]).items(), *teachers.get(row["teacher"], ()))
         if row["stage"] is None:
-            settings, epochs, width = (), None, 0 if row["method"] == "logmel" else width
-        groups[(row["method"], row["stage"], settings, row["set"] or "", width, epochs)].append(row)
+            settings, width = (), 0 if row["method"] == "logmel" else width
+        shards = "" if row["stage"] == "distill" and row["set"] == row["task"] else row["set"] or ""
+        groups[(row["method"], row["stage"], settings, shards, width, epochs)].append(row)
     tasks = tuple(judged(rows))
     return [
         Trained(method, stage, settings, shards, width, epochs, tasks, several)
@@ -133,14 +158,32 @@ def trained(rows: Rows) -> list[Trained]:
     ]
 
 
+def _settings(config: Mapping[str, Any], stage: Stage, method: str) -> dict[str, str]:
+    sized = {*WIDTHS, *(HEAD if stage == "pretrain" and method == "decar-v2" else ())}
+    return {name: json.dumps(value) for name, value in sorted(config.items()) if name not in sized}
+
+
+@cache
+def _epochs(stage: Stage) -> int:
+    return preset("recommended", stage).train.epochs
+
+
+@cache
+def _presets(stage: Stage, method: MethodName) -> list[tuple[str, dict[str, str]]]:
+    """Name and settings of each preset of a stage."""
+    names = RECIPES[method] if stage == "pretrain" else get_args(PresetName)
+    configs = {name: flatten(preset(name, stage, method if stage == "pretrain" else None)) for name in names}
+    return [(name, _settings(settings_of(config, stage), stage, method)) for name, config in configs.items()]
+
+
 def best(recipes: Sequence[Trained]) -> list[Trained]:
-    """Baselines, then of each method and stage the best and, where its test was read, `recommended` as often trained;
-    the highest validation first.
+    """Baselines, then of each method the best and, where its test was read, `recommended` as often trained; of stage 2
+    the best of each preset; the highest validation first.
     """
-    groups = defaultdict[tuple[str, str | None], list[Trained]](list)
+    groups = defaultdict[tuple[str | None, ...], list[Trained]](list)
     for one in recipes:
         if one.stage is not None and one.mean("valid"):
-            groups[(one.method, one.stage)].append(one)
+            groups[(one.method, one.stage, one.preset if one.stage == "distill" else None)].append(one)
     chosen = []
     for several in groups.values():
         tested = [one for one in several if one.mean("test")]

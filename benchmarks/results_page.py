@@ -172,7 +172,7 @@ def write(rows: Rows, page: Path) -> None:
                 levels[one.title] = score
             else:
                 minutes, spread = mean_and_error([seconds / 60 for seconds in one.cost("seconds")] or [0.0])
-                points[one.title + ", changed" * bool(one.settings)] = ((minutes, spread or 0.0), score)
+                points[f"{one.title}, {one.preset or 'changed'}"] = ((minutes, spread or 0.0), score)
     if points:
         labels = ("minutes of training", "mean test accuracy in %")
         plot_scores(folder / "accuracy.png", points, levels, labels, "each method's best by validation")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import corpus
 import pytest
+import recipes
 from measure import write_part
 
 from unfused_fast.errors import UserError
@@ -19,12 +20,12 @@ from unfused_fast.shards.sources.row import SourceRow
 
 @pytest.fixture
 def folder(tmp_path: Path, tone_rows: list[SourceRow]) -> Path:
-    """pool.csv, pool_small.csv and two tasks of tones."""
+    """pool.csv, pool_small.csv and two tasks of tones, one with a clip less."""
     made = tmp_path / "corpus"
     for task in ("speaker_id", "other"):
         (made / "tasks" / task).mkdir(parents=True)
         for split in ("train", "valid", "test"):
-            lines = [(row.path, row.label) for row in tone_rows if row.split == split]
+            lines = [(row.path, row.label) for row in tone_rows[task == "other" :] if row.split == split]
             _write(made / "tasks" / task / f"{split}.csv", ("path", "label"), lines)
     for name in ("pool", "pool_small"):
         _write(made / f"{name}.csv", ("path",), [(row.path,) for row in tone_rows if row.split == "train"])
@@ -39,6 +40,7 @@ def _write(path: Path, columns: tuple[str, ...], lines: list[tuple[object, ...]]
 def test_a_quick_run_scores_every_task_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     flags = ["--width", 4, "--quick", "--device", "cpu", "--recipe", "slow: optim.lr=0.1 cluster.k=4"]
+    flags += ["--stage2", "recommended", "--stage2", "paper"]
     monkeypatch.setattr(sys, "argv", ["corpus", *map(str, [folder, "--out", out, *flags])])
     corpus.main()
     rows = read_runs([out])
@@ -50,8 +52,16 @@ def test_a_quick_run_scores_every_task_once(folder: Path, tmp_path: Path, monkey
     }
     for row in rows:
         assert row["score"] == json.loads((out / row["file"]).read_text())[row["split"]]
-    (run,) = {row["run"] for row in rows if row["method"] == "decar-v2"}
+    (run,) = {row["run"] for row in rows if row["stage"] == "pretrain"}
     assert json.loads((out / "runs" / run / "result.json").read_text())["k"] == 4
+    # stage 2 of each task by itself, from that run
+    made = {one.preset: one for one in recipes.trained(rows) if one.stage == "distill"}
+    assert made.keys() == {"recommended", "paper"} and {one.width for one in made.values()} == {4}
+    for name, one in made.items():
+        tasks = {row["task"]: row for row in one.rows}
+        assert tasks.keys() == {"speaker_id", "other"} and all(row["set"] == task for task, row in tasks.items())
+        assert {row["teacher"] for row in one.rows} == {run} and one.mean("test")[0] > 0, name
+        assert one.words == f"{name}, `stage 1: cluster.k=4` `stage 1: optim.lr=0.1`"
     scores = {path: path.stat().st_mtime_ns for path in (out / "scores").iterdir()}
     runs = {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/result.json")}
     monkeypatch.setattr(sys, "argv", ["corpus", *map(str, [out / "shards", "--out", out, *flags])])
