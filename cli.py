@@ -241,9 +241,9 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-for group in (app, train_app, bank_app):  # typer keeps the line ends of a docstring's paragraph in --help
-    for info in group.registered_commands:
-        paragraphs = (inspect.getdoc(info.callback) or "").split("\n\n")
+for group in (app, *filter(None, (found.typer_instance for found in app.registered_groups))):
+    for info in group.registered_commands:  # typer keeps the line ends of a docstring's paragraph in --help
+        paragraphs = (info.help or inspect.getdoc(info.callback) or "").split("\n\n")
         info.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 

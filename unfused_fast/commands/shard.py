@@ -85,8 +85,8 @@ def shard(
         float,
         typer.Option(
             "--max-member-gb",
-            help="Reject a compressed member of a zip archive that unpacks to more. tar and tar.gz archives and "
-            "uncompressed zips are read in parts, so they have no such limit.",
+            help="Reject a compressed member of a zip archive that unpacks to more than this. tar and tar.gz "
+            "archives and uncompressed zips are read in parts, so they have no such limit.",
         ),
     ] = LARGEST_DEFLATED_GB,
     seed: Annotated[int, typer.Option(help="Random seed of the shuffle and of --split.")] = 0,
