@@ -145,10 +145,12 @@ def trained(rows: Rows) -> list[Trained]:
             continue
         config = json.loads(row["config"])
         width = config.get("model.channels", PAPER_WIDTH)
-        epochs = None if row["stage"] is None else config.get("train.epochs", _epochs(row["stage"]))
-        settings = (*_settings(config, row["stage"], row["method"]).items(), *teachers.get(row["teacher"], ()))
-        if row["stage"] is None:
-            settings, width = (), 0 if row["method"] == "logmel" else width
+        settings, epochs = tuple[tuple[str, str], ...](), None
+        if row["stage"] is not None:
+            settings = (*_settings(config, row["stage"], row["method"]).items(), *teachers.get(row["teacher"], ()))
+            epochs = config.get("train.epochs", _epochs(row["stage"]))
+        elif row["method"] == "logmel":
+            width = 0
         shards = "" if row["stage"] == "distill" and row["set"] == row["task"] else row["set"] or ""
         groups[(row["method"], row["stage"], settings, shards, width, epochs)].append(row)
     tasks = tuple(judged(rows))
@@ -160,7 +162,8 @@ def trained(rows: Rows) -> list[Trained]:
 
 def _settings(config: Mapping[str, Any], stage: Stage, method: str) -> dict[str, str]:
     sized = {*WIDTHS, *(HEAD if stage == "pretrain" and method == "decar-v2" else ())}
-    return {name: json.dumps(value) for name, value in sorted(config.items()) if name not in sized}
+    found = settings_of({"method.name": method, **config}, stage)
+    return {name: json.dumps(value) for name, value in sorted(found.items()) if name not in sized}
 
 
 @cache
@@ -173,7 +176,7 @@ def _presets(stage: Stage, method: MethodName) -> list[tuple[str, dict[str, str]
     """Name and settings of each preset of a stage."""
     names = RECIPES[method] if stage == "pretrain" else get_args(PresetName)
     configs = {name: flatten(preset(name, stage, method if stage == "pretrain" else None)) for name in names}
-    return [(name, _settings(settings_of(config, stage), stage, method)) for name, config in configs.items()]
+    return [(name, _settings(config, stage, method)) for name, config in configs.items()]
 
 
 def best(recipes: Sequence[Trained]) -> list[Trained]:

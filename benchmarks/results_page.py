@@ -4,7 +4,8 @@ compare and ablate wrote.
 python benchmarks/results_page.py DIR DIR --page docs/results.md
 
 Each DIR has a runs.parquet. The part of the page has the baselines and each method's best recipe; the folder named as
-the page gets runs.md with every run, those that lost, failed or were given up too, accuracy.png and progress.png.
+the page gets runs.md with every run, those that lost, failed or were given up too, accuracy.png, progress.png, and
+runs.parquet with all rows: give that folder too when runs are added.
 A method's best recipe is the one of the highest mean validation over the judged tasks, among those whose test was read
 if there are some; `recommended` of the same length is shown beside it. Nothing else is read of the test than what the
 table shows.
@@ -29,7 +30,7 @@ from unfused_fast.commands.exits import run_app
 from unfused_fast.config import BASELINES
 from unfused_fast.console import console, counted
 from unfused_fast.errors import UserError
-from unfused_fast.evaluation import markdown, mean_and_error, percent, read_runs
+from unfused_fast.evaluation import markdown, mean_and_error, percent, read_runs, write_rows
 from unfused_fast.evaluation.compare_report import TITLES
 from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.training import plot_scores
@@ -162,6 +163,7 @@ def write(rows: Rows, page: Path) -> None:
     recipes, folder = trained(rows), page.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / "runs.md", ("\n\n".join(every_run(recipes, rows)) + "\n").encode())
+    write_rows(rows, folder / "runs.parquet")
     plot_progress(folder / "progress.png", rows)
     points, levels = {}, {}
     for one in best(recipes):

@@ -104,6 +104,10 @@ def test_a_search_reads_no_test_and_prints_the_rank_correlation(
     assert "pruned: 10.0 % after epoch 1" in runs and "rank correlation" in runs
     assert "| log-mel |" in page.read_text() and "| SimCLR |" in page.read_text()
     assert (page.with_suffix("") / "progress.png").read_bytes().startswith(b"\x89PNG")
+    written = page.read_text()
+    monkeypatch.setattr(sys, "argv", ["results_page", str(page.with_suffix("")), "--page", str(page)])
+    results_page.main()  # of the rows it has kept
+    assert page.read_text() == written and (page.with_suffix("") / "runs.md").read_text() == runs
 
 
 def test_a_killed_worker_s_trial_is_taken_up_by_the_next(sets: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -23,5 +23,5 @@ from unfused_fast.evaluation.report import (
 )
 from unfused_fast.evaluation.report_page import write_report_page
 from unfused_fast.evaluation.run_pool import RunPool
-from unfused_fast.evaluation.run_store import read_runs, write_runs
+from unfused_fast.evaluation.run_store import read_runs, write_rows, write_runs
 from unfused_fast.evaluation.scores import score_once

@@ -12,7 +12,7 @@ import io
 import json
 import typing
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,8 @@ SCHEMA = pa.schema(
     ]
 )
 """`run`: name of its directory, or a baseline. `method`: of stage 1. `teacher`: the run that stage 2 began from.
-`config`, `heads`: JSON of the fields in which the run, or the heads of its evaluation, differ from `recommended`, but
-for the seed. `clips_seen`, `seconds`: up to `epoch`, without the start. `score`: a share of 1. `head`: linear or knn.
+`config`: JSON of all fields of the run but the seed. `heads`: of those in which the heads of its evaluation differ from
+`recommended`. `clips_seen`, `seconds`: up to `epoch`, without the start. `score`: a share of 1. `head`: linear or knn.
 `log`: JSON of the last line of log.jsonl. `state`: done, failed, pruned, unfinished, or damaged, where a file cannot be
 read. `file`: where the score is.
 """
@@ -84,9 +84,14 @@ def write_runs(pool: Path) -> list[dict[str, Any]]:
     with writing(pool):
         pool.mkdir(parents=True, exist_ok=True)
         with FileLock(pool / "store.lock"):
-            table, made = pa.Table.from_pylist([*_rows(pool)], SCHEMA), io.BytesIO()
-            pq.write_table(table, made, compression="zstd")
-            replace_file(store_path(pool), made.getvalue())
+            return write_rows([*_rows(pool)], store_path(pool))
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """Writes rows, which may lack columns, as a parquet; returns them with all."""
+    table, made = pa.Table.from_pylist([*rows], SCHEMA), io.BytesIO()
+    pq.write_table(table, made, compression="zstd")
+    replace_file(path, made.getvalue())
     return list(table.to_pylist())
 
 
@@ -229,7 +234,7 @@ class _Run:
             "digest": self.digest,
             "stage": self.stage,
             "method": self.config.get("method.name"),
-            "config": json.dumps(settings_of(self.config, self.stage)),
+            "config": json.dumps({name: value for name, value in self.config.items() if name != "train.seed"}),
             "seed": self.config["train.seed"],
             "set": made.get("set"),
             "clips": self._clips,
