@@ -210,7 +210,10 @@ def compare(
                 corpus.scores(encoder, task, seed, True)
             if isinstance(encoder, PooledRun):
                 for name, task in itertools.product(stage2, corpus.tasks):
-                    corpus.scores(corpus.distilled(encoder, task, name, seed), task, seed, True)
+                    try:
+                        corpus.scores(corpus.distilled(encoder, task, name, seed), task, seed, True)
+                    except UserError as error:
+                        console.print(f"corpus: stage 2, {name}, on {task}, seed {seed}: {error}", style="yellow")
 
 
 def encoders(

@@ -52,9 +52,11 @@ class Trained:
     stage: str | None
     """None: a baseline."""
     settings: tuple[tuple[str, str], ...]
-    """(field, value as JSON) where it differs from `recommended`, without its size; of stage 2 its teacher's too."""
+    """(field, value as JSON) where it differs from `recommended`, without its size; of stage 2 its teacher's too, with
+    the teacher's set and epochs.
+    """
     set: str
-    """Empty for baselines, and for stage 2 on each task by itself."""
+    """With its clips; empty for baselines, and for stage 2 on each task by itself."""
     width: int
     epochs: int | None
     """As planned."""
@@ -66,8 +68,13 @@ class Trained:
     def title(self) -> str:
         """As in tables."""
         name = TITLES.get(self.method, self.method)
-        stage2 = f"UnFuSeD, from {name}" if self.stage == "distill" else name
-        return f"{stage2} (width {self.width})" if self.stage is None and self.method != "logmel" else stage2
+        return f"UnFuSeD, from {name}" if self.stage == "distill" else name
+
+    @property
+    def label(self) -> str:
+        """As in pictures."""
+        preset = "" if self.stage is None else f", {self.preset or 'changed'}"
+        return f"{self.title}{preset}" + (f" (width {self.width})" if self.width else "")
 
     @property
     def words(self) -> str:
@@ -132,14 +139,14 @@ def judged(rows: Rows) -> list[str]:
 def trained(rows: Rows) -> list[Trained]:
     """The rows of runs.parquet as recipes; linear heads by themselves are none."""
     groups = defaultdict[tuple[Any, ...], list[Mapping[str, Any]]](list)
-    teachers = {
-        row["run"]: [
-            (f"{FIRST}{name}", value)
-            for name, value in _settings(json.loads(row["config"]), "pretrain", row["method"]).items()
-        ]
-        for row in rows
-        if row["stage"] == "pretrain"
-    }
+    tasks, teachers = {row["task"] for row in rows}, dict[str, list[tuple[str, str]]]()
+    for row in rows:
+        if row["stage"] == "pretrain" and row["run"] not in teachers:
+            config = json.loads(row["config"])
+            epochs = config.get("train.epochs", _epochs("pretrain"))
+            of = {"set": json.dumps(_set(row)), "epochs": json.dumps(epochs)}
+            of |= _settings(config, "pretrain", row["method"])
+            teachers[row["run"]] = [(f"{FIRST}{name}", value) for name, value in of.items()]
     for row in rows:
         if row["stage"] == "linear" or row["state"] == "damaged":
             continue
@@ -151,13 +158,18 @@ def trained(rows: Rows) -> list[Trained]:
             epochs = config.get("train.epochs", _epochs(row["stage"]))
         elif row["method"] == "logmel":
             width = 0
-        shards = "" if row["stage"] == "distill" and row["set"] == row["task"] else row["set"] or ""
+        alone = row["stage"] == "distill" and row["set"] in tasks and row["task"] in (row["set"], None)
+        shards = "" if alone else _set(row)
         groups[(row["method"], row["stage"], settings, shards, width, epochs)].append(row)
-    tasks = tuple(judged(rows))
+    wanted = tuple(judged(rows))
     return [
-        Trained(method, stage, settings, shards, width, epochs, tasks, several)
+        Trained(method, stage, settings, shards, width, epochs, wanted, several)
         for (method, stage, settings, shards, width, epochs), several in groups.items()
     ]
+
+
+def _set(row: Mapping[str, Any]) -> str:
+    return f"{row['set']}, {row['clips']:,} clips" if row["set"] and row["clips"] else row["set"] or ""
 
 
 def _settings(config: Mapping[str, Any], stage: Stage, method: str) -> dict[str, str]:
@@ -174,19 +186,19 @@ def _epochs(stage: Stage) -> int:
 @cache
 def _presets(stage: Stage, method: MethodName) -> list[tuple[str, dict[str, str]]]:
     """Name and settings of each preset of a stage."""
-    names = RECIPES[method] if stage == "pretrain" else get_args(PresetName)
+    names = RECIPES.get(method, ()) if stage == "pretrain" else get_args(PresetName)
     configs = {name: flatten(preset(name, stage, method if stage == "pretrain" else None)) for name in names}
     return [(name, _settings(config, stage, method)) for name, config in configs.items()]
 
 
 def best(recipes: Sequence[Trained]) -> list[Trained]:
-    """Baselines, then of each method the best and, where its test was read, `recommended` as often trained; of stage 2
-    the best of each preset; the highest validation first.
+    """Baselines, then of each method at each width the best and, where its test was read, `recommended` on the same
+    clips for as many epochs; of stage 2 the best of each preset. The highest validation first.
     """
-    groups = defaultdict[tuple[str | None, ...], list[Trained]](list)
+    groups = defaultdict[tuple[Any, ...], list[Trained]](list)
     for one in recipes:
         if one.stage is not None and one.mean("valid"):
-            groups[(one.method, one.stage, one.preset if one.stage == "distill" else None)].append(one)
+            groups[(one.method, one.stage, one.width, one.preset if one.stage == "distill" else None)].append(one)
     chosen = []
     for several in groups.values():
         tested = [one for one in several if one.mean("test")]

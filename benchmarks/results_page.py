@@ -5,10 +5,10 @@ python benchmarks/results_page.py DIR DIR --page docs/results.md
 
 Each DIR has a runs.parquet. The part of the page has the baselines and each method's best recipe; the folder named as
 the page gets runs.md with every run, those that lost, failed or were given up too, accuracy.png, progress.png, and
-runs.parquet with all rows: give that folder too when runs are added.
+runs.parquet, which keeps the rows: those of the DIRs are added to them.
 A method's best recipe is the one of the highest mean validation over the judged tasks, among those whose test was read
-if there are some; `recommended` of the same length is shown beside it. Nothing else is read of the test than what the
-table shows.
+if there are some, at each width; `recommended` on the same clips for as many epochs is shown beside it. Nothing else is
+read of the test than what the table shows.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def plot_progress(path: Path, rows: Rows) -> None:
         levels = [one for one in trained(rows) if one.stage is None and one.mean("valid") and head == "linear"]
         for level, style in zip(levels, itertools.cycle(("--", ":", "-."))):
             height = 100 * fmean(level.mean("valid").values())
-            cell.axhline(height, color="black", linewidth=1, linestyle=style, label=level.title)
+            cell.axhline(height, color="black", linewidth=1, linestyle=style, label=level.label)
         cell.set(xlabel="clips seen" if unit == 1 else "minutes of training", ylabel=f"{head}, validation in %")
         cell.grid(alpha=0.3)
     if heads and methods:
@@ -88,14 +88,14 @@ def front(recipes: Sequence[Trained], rows: Rows, folder: str) -> Iterator[str]:
     yield (
         "Each encoder is frozen and judged by linear heads, their rate chosen on validation. Of "
         f"{counted(len(runs), 'run')} ([all of them]({folder}/runs.md)) the best recipe of each method by mean "
-        f"validation over {counted(len(tasks), 'task')}, and `recommended` as long; test accuracy in %, mean ± "
-        f"standard error over seeds; the test was read once. On {', '.join(facts[0])}, torch {', '.join(torch)}, "
-        f"commits {', '.join(facts[1])}."
+        f"validation over {counted(len(tasks), 'task')}, at each width, and `recommended` of the same length beside "
+        "it; test accuracy in %, mean ± standard error over seeds; the test was read once. On "
+        f"{', '.join(facts[0])}, torch {', '.join(torch)}, commits {', '.join(facts[1])}."
     )
     lines = []
     for one in shown:
         seen, seconds = one.cost("clips_seen"), one.cost("seconds")
-        size = ["", ""] if one.stage is None else [str(one.width), one.words]
+        size = [str(one.width or ""), "" if one.stage is None else one.words]
         spent = [f"{fmean(seen):,.0f}" if seen else "", f"{fmean(seconds) / 60:.1f}" if seconds else ""]
         means = [f"**{text}**" if (text := _cell(one.mean(split))) else "" for split in ("valid", "test")]
         count = str(len(one.mean("valid")))
@@ -171,10 +171,11 @@ def write(rows: Rows, page: Path) -> None:
             mean, error = mean_and_error(tested)
             score = (100 * mean, 100 * (error or 0.0))
             if one.method in BASELINES:
-                levels[one.title] = score
+                levels[one.label] = score
             else:
                 minutes, spread = mean_and_error([seconds / 60 for seconds in one.cost("seconds")] or [0.0])
-                points[f"{one.title}, {one.preset or 'changed'}"] = ((minutes, spread or 0.0), score)
+                label = one.label if one.label not in points else f"{one.label}, {one.words}"
+                points[label] = ((minutes, spread or 0.0), score)
     if points:
         labels = ("minutes of training", "mean test accuracy in %")
         plot_scores(folder / "accuracy.png", points, levels, labels, "each method's best by validation")
@@ -187,7 +188,8 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="with a runs.parquet each")
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     given = parser.parse_args()
-    rows = read_runs(given.folders)
+    kept = given.page.with_suffix("")
+    rows = read_runs([*given.folders, *([kept] if (kept / "runs.parquet").exists() else [])])
     for row in (row for row in rows if row["state"] == "damaged"):
         console.print(f"left out: {row['reason']}", style="yellow")
     if not any(row["score"] is not None for row in rows):

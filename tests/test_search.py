@@ -86,7 +86,7 @@ def test_a_search_reads_no_test_and_prints_the_rank_correlation(
     assert {trial.user_attrs["run"]: trial.value for trial in complete} == pytest.approx(
         {run: sum(scores) / len(scores) for run, scores in small.items()}
     )
-    assert "3 recipes at 2 epochs of pool_small, width 4 and at 3 epochs of pool, width 4, " in said
+    assert "3 recipes at 2 epochs of pool_small, 60 clips, width 4 and at 3 epochs of pool, 60 clips, width 4, " in said
     for name in ("simclr-history", "simclr-importances", "progress"):
         path = out / f"{name}.png"
         assert path.exists() or (name == "simclr-importances" and len({trial.value for trial in complete}) == 1)
@@ -181,17 +181,18 @@ def test_the_rank_correlation_is_scipy_s(tmp_path: Path) -> None:
     rows.append(_row("pretrain-9", 4, 9.0, 0, "hero_voice", 1.0))  # at one size only, and without speaker_id
     (line,) = recipes.agreement(rows)
     assert line.recipes == 5 and line.correlation == pytest.approx(spearmanr(small, large).statistic)
-    (chosen,) = recipes.best(recipes.trained(rows))
-    assert dict(chosen.settings) == {"optim.lr": "4.0"} and chosen.epochs == 4
+    chosen, narrow = recipes.best(recipes.trained(rows))
+    assert dict(narrow.settings) == {"optim.lr": "4.0"} and (narrow.epochs, narrow.width) == (1, 8)
+    assert dict(chosen.settings) == {"optim.lr": "4.0"} and (chosen.epochs, chosen.width) == (4, 32)
     assert chosen.mean("valid") == pytest.approx({0: 0.78, 1: 0.82})
     # a recipe whose test was read goes before one that is better on validation
     rows += [_row("t", 4, 2.0, 0, task, 0.5, split="test") for task in ("hero_voice", "speaker_id")]
-    (chosen,) = recipes.best(recipes.trained(rows))
+    (chosen,) = (one for one in recipes.best(recipes.trained(rows)) if one.width == 32)
     assert dict(chosen.settings) == {"optim.lr": "2.0"} and chosen.mean("test") == {0: 0.5}
     # `recommended`, without settings of its own, is shown beside it where its test was read at the same size
     plain = json.dumps({"train.epochs": 4, "model.channels": 32})
     of = [_row("r", 4, 0.0, 0, task, 0.4, config=plain) for task in ("hero_voice", "speaker_id")]
-    assert len(recipes.best(recipes.trained([*rows, *of]))) == 1
+    assert len(recipes.best(recipes.trained([*rows, *of]))) == 2
     rows += [*of, *(_row("r", 4, 0.0, 0, row["task"], 0.3, config=plain, split="test") for row in of)]
-    chosen, beside = recipes.best(recipes.trained(rows))
+    chosen, beside = (one for one in recipes.best(recipes.trained(rows)) if one.width == 32)
     assert chosen.settings and not beside.settings and beside.mean("test") == {0: 0.3}

@@ -52,7 +52,8 @@ def test_compare_writes_what_its_files_say(compared: Path) -> None:
     log = [json.loads(line) for line in (out / "runs" / simclr["run"] / "log.jsonl").read_text().splitlines()]
     assert (simclr["set"], simclr["clips_seen"], simclr["epoch"], simclr["head"]) == ("tones", 60, 1, "linear")
     assert simclr["seconds"] == pytest.approx(sum(line["epoch_seconds"] for line in log), abs=0.006)
-    assert json.loads(simclr["config"])["model.channels"] == 4 and "train.seed" not in json.loads(simclr["config"])
+    settings = json.loads(simclr["config"])  # also those that are `recommended`, but for the seed
+    assert settings["model.channels"] == 4 and settings["loss.temperature"] == 0.2 and "train.seed" not in settings
     assert simclr["commit"] and json.loads(simclr["versions"])["torch"] == importlib.metadata.version("torch")
     failed = _rows(store, method="moco")
     assert [row["seed"] for row in failed] == [0, 1] and {row["state"] for row in failed} == {"failed"}

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from unfused_fast.commands.measure.parts import log_of
 from unfused_fast.config import Config, Stage, preset, with_values
 from unfused_fast.console import console
+from unfused_fast.errors import Interrupted
 from unfused_fast.evaluation import markdown, mean_and_error, percent
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.demo import demo_rows, union_rows
@@ -132,7 +133,10 @@ def packed_set(name: Task | Literal["union"], out: Path) -> ShardSet:
     if (directory / "manifest.json").exists():
         return open_shards(directory)
     rows = union_rows() if name == "union" else demo_rows(name)
-    packed = pack(rows, directory, statistics=log_mel_statistics)
+    try:
+        packed = pack(rows, directory, statistics=log_mel_statistics)
+    except Interrupted as error:  # by the same command alone OUT would be refused
+        raise Interrupted(f"{directory}: stopped; the same command with --resume continues") from error
     console.print(f"demo: packed {packed.packed} clips of {name} in {packed.wall_seconds:.1f} s")
     return packed.shard_set
 

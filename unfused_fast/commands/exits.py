@@ -56,7 +56,7 @@ def end(error: Exception) -> NoReturn:
     mendable = isinstance(error, UserError | BrokenPipeError | Interrupted)
     leave_reason(f"error: {error}", again=kind == "RankLost" or not mendable)
     if isinstance(error, Interrupted):
-        print(error, file=sys.stderr)
+        print(escaped(str(error)), file=sys.stderr)
         sys.exit(INTERRUPTED)
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -62,21 +62,16 @@ SCHEMA = pa.schema(
         ("file", pa.string()),
     ]
 )
-"""`run`: name of its directory, or a baseline. `method`: of stage 1. `teacher`: the run that stage 2 began from.
-`config`: JSON of all fields of the run but the seed. `heads`: of those in which the heads of its evaluation differ from
-`recommended`. `clips_seen`, `seconds`: up to `epoch`, without the start. `score`: a share of 1. `head`: linear or knn.
-`log`: JSON of the last line of log.jsonl. `state`: done, failed, pruned, unfinished, or damaged, where a file cannot be
-read. `file`: where the score is.
+"""`run`: name of its directory, or a baseline. `method`: of stage 1. `teacher`: of stage 2. `config`: JSON of all
+fields but the seed; of a baseline of its sizes. `heads`: of those in which the heads differ from `recommended`.
+`clips_seen`, `seconds`: up to `epoch`, without the start. `score`: a share of 1. `head`: linear or knn. `log`: the last
+line of log.jsonl. `state`: done, failed, pruned, unfinished, or damaged, where a file cannot be read. `file`: where the
+score is.
 """
 
 
-def store_path(pool: Path) -> Path:
-    """The parquet beside a pool."""
-    return pool.with_name(f"{pool.name}.parquet")
-
-
 def write_runs(pool: Path) -> list[dict[str, Any]]:
-    """Makes the parquet of a pool, and returns its rows. Several processes may do so at once. Raises UserError
+    """Makes the parquet beside a pool, and returns its rows. Several processes may do so at once. Raises UserError
     where it cannot be written; a damaged file is a row with the reason.
 
     Left out are scores of encoders that are not in the pool, and means over several runs, as of `lape`.
@@ -84,7 +79,7 @@ def write_runs(pool: Path) -> list[dict[str, Any]]:
     with writing(pool):
         pool.mkdir(parents=True, exist_ok=True)
         with FileLock(pool / "store.lock"):
-            return write_rows([*_rows(pool)], store_path(pool))
+            return write_rows([*_rows(pool)], pool.with_name(f"{pool.name}.parquet"))
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> list[dict[str, Any]]:
@@ -96,7 +91,7 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> list[dict[str, 
 
 
 def read_runs(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """The rows of OUT/runs.parquet of each folder, each run's once."""
+    """The rows of OUT/runs.parquet of each folder, each run's once; where it is done in one, as it is there."""
     found = dict[tuple[Any, ...], dict[str, Any]]()
     for folder in folders:
         path = folder / "runs.parquet"
@@ -109,7 +104,8 @@ def read_runs(folders: Iterable[Path]) -> list[dict[str, Any]]:
         for row in table.to_pylist():
             key = [row[name] for name in ("run", "config", "seed", "epoch", "task", "split", "head", "heads")]
             found.setdefault(tuple(key), row)
-    return [*found.values()]
+    done = {row["run"] for row in found.values() if row["state"] == "done"}
+    return [row for row in found.values() if row["state"] == "done" or row["run"] not in done]
 
 
 def usual_settings(values: Mapping[str, Any], stage: Stage) -> dict[str, Any]:

@@ -23,7 +23,7 @@ Log = dict[str, Any]
 """Numbers of an epoch for log.jsonl."""
 Passes = Callable[[bool], Iterator[tuple[Tensor, Tensor]]]
 """`passes(augmented)` goes once through the train split: (B,) clip ids and one view (B, 1, F, T) of each. The crops are
-the same in every pass; with `augmented` they are masked and augmented. Raises training's Interrupted after a signal.
+the same in every pass; with `augmented` they are masked and augmented. Raises Interrupted after a signal.
 """
 LEAST_CLIPS = 4
 """Of a batch, or of its part with `train.accumulate`, whose clips a loss compares. Ours: with fewer there is hardly a
