@@ -66,9 +66,11 @@ class Trained:
 
     @property
     def title(self) -> str:
-        """As in tables."""
+        """As in tables; UnFuSeD's stage 1 is DECAR-v2 unless another is named."""
         name = TITLES.get(self.method, self.method)
-        return f"UnFuSeD, from {name}" if self.stage == "distill" else name
+        if self.stage == "distill":
+            return "UnFuSeD" if self.method == "decar-v2" else f"UnFuSeD, from {name}"
+        return name
 
     @property
     def label(self) -> str:
@@ -130,6 +132,11 @@ class Agreement(NamedTuple):
     """None where all score alike at one size."""
 
 
+def width_of(row: Mapping[str, Any]) -> int:
+    """Channels of the encoder's blocks."""
+    return int(json.loads(row["config"]).get("model.channels", PAPER_WIDTH))
+
+
 def judged(rows: Rows) -> list[str]:
     """The tasks of the mean: of JUDGED those with scores, or all where none of them is there."""
     tasks = list(dict.fromkeys(row["task"] for row in rows if row["task"]))
@@ -151,7 +158,7 @@ def trained(rows: Rows) -> list[Trained]:
         if row["stage"] == "linear" or row["state"] == "damaged":
             continue
         config = json.loads(row["config"])
-        width = config.get("model.channels", PAPER_WIDTH)
+        width = width_of(row)
         settings, epochs = tuple[tuple[str, str], ...](), None
         if row["stage"] is not None:
             settings = (*_settings(config, row["stage"], row["method"]).items(), *teachers.get(row["teacher"], ()))

@@ -24,7 +24,7 @@ from statistics import fmean
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from measure import write_part
-from recipes import Rows, Trained, agreement, agreement_text, best, judged, trained
+from recipes import Rows, Trained, agreement, agreement_text, best, judged, trained, width_of
 
 from unfused_fast.commands.exits import run_app
 from unfused_fast.config import BASELINES
@@ -37,25 +37,26 @@ from unfused_fast.training import plot_scores
 
 
 def plot_progress(path: Path, rows: Rows) -> None:
-    """Mean validation of every run against clips seen and against minutes, a colour a method: of linear heads at the
-    end, above, with the baselines, and where runs were looked at between epochs, of nearest neighbours, below, a line a
-    run.
+    """Mean validation of every run against clips seen and against minutes, a colour for a method and width: of linear
+    heads at the end, above, with the baselines, and where runs were looked at between epochs, of nearest neighbours,
+    below, a line a run.
     """
     heads = [head for head in ("linear", "knn") if any(row["head"] == head and row["stage"] for row in rows)]
     figure = Figure(figsize=(11, 1 + 3.6 * max(1, len(heads))), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(max(1, len(heads)), 2, squeeze=False)
-    methods = sorted({row["method"] for row in rows if row["stage"] == "pretrain"})
+    methods = sorted({(row["method"], width_of(row)) for row in rows if row["stage"] == "pretrain"})
     for (line, head), (column, cost) in itertools.product(enumerate(heads), enumerate(("clips_seen", "seconds"))):
         cell, unit = axes[line][column], 1 if cost == "clips_seen" else 60
-        for number, method in enumerate(methods):
-            curves = _curves(rows, method, head, cost)
+        for number, (method, width) in enumerate(methods):
+            curves = _curves(rows, method, width, head, cost)
             for number_of, curve in enumerate(curves):
-                label = TITLES.get(method, method) if not number_of else None
+                label = f"{TITLES.get(method, method)} (width {width})" if not number_of else None
                 points = [(spent / unit, 100 * score) for spent, score in curve]
                 cell.plot(*zip(*points, strict=True), "o-", color=f"C{number}", ms=3.5, lw=0.8, alpha=0.7, label=label)
         levels = [one for one in trained(rows) if one.stage is None and one.mean("valid") and head == "linear"]
-        for level, style in zip(levels, itertools.cycle(("--", ":", "-."))):
+        levels.sort(key=lambda level: level.width)
+        for level, style in zip(levels, itertools.cycle(("--", ":", "-.", (0, (1, 4))))):
             height = 100 * fmean(level.mean("valid").values())
             cell.axhline(height, color="black", linewidth=1, linestyle=style, label=level.label)
         cell.set(xlabel="clips seen" if unit == 1 else "minutes of training", ylabel=f"{head}, validation in %")
@@ -65,12 +66,17 @@ def plot_progress(path: Path, rows: Rows) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _curves(rows: Rows, method: str, head: str, cost: str) -> list[list[tuple[float, float]]]:
+def _curves(rows: Rows, method: str, width: int, head: str, cost: str) -> list[list[tuple[float, float]]]:
     """Of each run (cost, mean score over its tasks) after each epoch at which it was measured."""
     runs = defaultdict[str, dict[float, dict[str, float]]](lambda: defaultdict(dict))
     for row in rows:
         wanted = (row["method"], row["stage"], row["head"], row["split"]) == (method, "pretrain", head, "valid")
-        if wanted and row[cost] is not None and (head != "linear" or row["task"] in judged(rows)):
+        if (
+            wanted
+            and width_of(row) == width
+            and row[cost] is not None
+            and (head != "linear" or row["task"] in judged(rows))
+        ):
             runs[row["run"]][row[cost]][row["task"]] = row["score"]
     fewest = len(judged(rows)) if head == "linear" else 1
     whole = ({spent: of for spent, of in points.items() if len(of) >= fewest} for points in runs.values())
@@ -90,7 +96,8 @@ def front(recipes: Sequence[Trained], rows: Rows, folder: str) -> Iterator[str]:
         f"{counted(len(runs), 'run')} ([all of them]({folder}/runs.md)) the best recipe of each method by mean "
         f"validation over {counted(len(tasks), 'task')}, at each width, and `recommended` of the same length beside "
         "it; test accuracy in %, mean ± standard error over seeds; the test was read once. On "
-        f"{', '.join(facts[0])}, torch {', '.join(torch)}, commits {', '.join(facts[1])}."
+        f"{', '.join(facts[0])}, torch {', '.join(torch)}, commits {', '.join(facts[1])}. Clips seen and minutes of "
+        "UnFuSeD are of stage 2 alone, a task."
     )
     lines = []
     for one in shown:
