@@ -155,7 +155,8 @@ def main() -> None:
     parser.add_argument(
         "--recipe", action="append", help="'NAME: field=value field=value', in place of ours; repeatable"
     )
-    parser.add_argument("--stage2", action="append", choices=STAGE2, default=[], help="its preset; repeatable")
+    text = "also run stage 2 on each task by this preset; repeatable"
+    parser.add_argument("--stage2", action="append", choices=STAGE2, default=[], help=text)
     parser.add_argument("--search-only", action="store_true", help="train on the small pool only; the test is not read")
     parser.add_argument("--pool", choices=POOLS, default="pool", help="clips of the comparison")
     given = parser.parse_args()

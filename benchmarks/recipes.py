@@ -81,16 +81,21 @@ class Trained:
     @property
     def words(self) -> str:
         """Its settings, for a cell."""
-        of_teacher = {name: value for name, value in self.settings if name.startswith(FIRST)}
-        own = {name: value for name, value in self.settings if name not in of_teacher}
-        written = [" ".join(f"`{name}={json.loads(value)}`" for name, value in of.items()) for of in (own, of_teacher)]
-        return ", ".join(filter(None, [self.preset or written[0], written[1]]))
+        of_teacher = [item for item in self.settings if item[0].startswith(FIRST)]
+        own, teacher = (
+            " ".join(f"`{name}={json.loads(value)}`" for name, value in of) for of in (self.own.items(), of_teacher)
+        )
+        return ", ".join(filter(None, [self.preset or own, teacher]))
+
+    @property
+    def own(self) -> dict[str, str]:
+        """Its settings without its teacher's."""
+        return {name: value for name, value in self.settings if not name.startswith(FIRST)}
 
     @property
     def preset(self) -> str | None:
         """The preset by whose settings it was trained."""
-        own = {name: value for name, value in self.settings if not name.startswith(FIRST)}
-        return next((name for name, settings in _presets(self.stage, self.method) if settings == own), None)
+        return next((name for name, settings in _presets(self.stage, self.method) if settings == self.own), None)
 
     def scores(self, task: str, split: str) -> dict[int, float]:
         """Seed -> score of linear heads on the encoder as it ended."""

@@ -69,16 +69,12 @@ def plot_progress(path: Path, rows: Rows) -> None:
 def _curves(rows: Rows, method: str, width: int, head: str, cost: str) -> list[list[tuple[float, float]]]:
     """Of each run (cost, mean score over its tasks) after each epoch at which it was measured."""
     runs = defaultdict[str, dict[float, dict[str, float]]](lambda: defaultdict(dict))
+    tasks = judged(rows)
     for row in rows:
         wanted = (row["method"], row["stage"], row["head"], row["split"]) == (method, "pretrain", head, "valid")
-        if (
-            wanted
-            and width_of(row) == width
-            and row[cost] is not None
-            and (head != "linear" or row["task"] in judged(rows))
-        ):
+        if wanted and width_of(row) == width and row[cost] is not None and (head != "linear" or row["task"] in tasks):
             runs[row["run"]][row[cost]][row["task"]] = row["score"]
-    fewest = len(judged(rows)) if head == "linear" else 1
+    fewest = len(tasks) if head == "linear" else 1
     whole = ({spent: of for spent, of in points.items() if len(of) >= fewest} for points in runs.values())
     return [[(spent, fmean(of.values())) for spent, of in sorted(points.items())] for points in whole if points]
 
@@ -121,10 +117,11 @@ def _cell(scores: Mapping[int, float]) -> str:
 
 def every_run(recipes: Sequence[Trained], rows: Rows) -> Iterator[str]:
     """runs.md: each recipe that was run, and whether small runs rank as large ones."""
-    yield "# Every run on the development corpus"
+    yield "# Runs on the development corpus"
     yield (
-        "Written by `benchmarks/results_page.py`. Mean over the judged tasks in %, of linear heads, ± standard error "
-        "over seeds; test is empty where it was not read. Differences of a point or less of one run each say nothing."
+        "All runs of runs.parquet, written by `benchmarks/results_page.py`. Mean over the judged tasks in %, of linear "
+        "heads, ± standard error over seeds; test is empty where it was not read. Differences of a point or less of "
+        "one run each say nothing."
     )
 
     def rank(one: Trained) -> tuple[str, str, float]:
