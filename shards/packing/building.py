@@ -91,7 +91,7 @@ def building(
                     partial.rmdir()
                 if begun and isinstance(error, KeyboardInterrupt):
                     again = " with --resume" if overwrite and not resume else ""
-                    raise Interrupted(f"{shown}: stopped; the same command{again} continues") from error
+                    raise Interrupted(f"{shown}: stopped; run the same command again{again} to continue") from error
                 raise
             if real.exists() and any(real.iterdir()):
                 shutil.rmtree(replaced, ignore_errors=True)

@@ -95,7 +95,7 @@ class RemoteFolder:
             advice = "check the name, the credentials and the network"
             if what == "written":
                 advice = (
-                    "check the credentials and the space there; finished shards are kept, and the same command resumes"
+                    "check the credentials and the space there; finished shards are kept; run the same command again"
                 )
             raise UserError(f"{self.shown}: cannot be {what} ({without_secrets(str(error))}); {advice}") from error
 

@@ -164,7 +164,7 @@ def test_embeddings_are_the_same_bits_on_any_number_of_ranks(
     assert all(end["code"] == 0 for job in ends for end in job), ends
     # six blocks of eight files of the first rank, two of the second
     assert [end["said"].strip() for end in ends[3]] == [
-        f"{tmp_path / 'stopped.npz'}: stopped; 64 files saved, the same command continues"
+        f"{tmp_path / 'stopped.npz'}: stopped; 64 files saved; run the same command again to continue"
     ] * 2
     with np.load(tmp_path / "on-1.npz") as one, np.load(tmp_path / "on-2.npz") as two:
         with np.load(tmp_path / "stopped.npz") as gone_on:

@@ -44,7 +44,7 @@ def test_stopped_at_any_batch_and_gone_on_with(
         asked.append(1)
         return len(asked) % 3 == 0
 
-    with pytest.raises(Interrupted, match="stopped before a file was saved; give the same command again"):
+    with pytest.raises(Interrupted, match="stopped before a file was saved; run the same command again"):
         embed_files(embedder, rows_of(*paths), tmp_path / "none.npz", workers=0, stopping=lambda: True)
     for run in range(99):
         try:
@@ -62,7 +62,7 @@ def test_stopped_at_any_batch_and_gone_on_with(
             break
         except Interrupted as stopped:
             assert (
-                "the same command with --resume --overwrite continues" in str(stopped)
+                "run the same command again with --resume --overwrite to continue" in str(stopped)
                 and len(set(table_of(out)["path"])) == 1
             )
     assert run > 2 and counted == sorted(set(counted)) and counted[-1] == 40, "nothing is done twice"
@@ -122,7 +122,7 @@ def test_what_an_unfinished_run_left(
 
     monkeypatch.setattr(EmbeddingParts, "publish", full)
     done = cli("embed", *paths[:3], *flags)
-    refused(done, "No space left on device; free space, then give the same command again")
+    refused(done, "No space left on device; free space, then run the same command again")
     monkeypatch.undo()
     for more in ((), ("--resume",)):
         refused(cli("embed", wave, *flags, *more), "unfinished, with different files, sources", "--overwrite")

@@ -251,7 +251,7 @@ def test_ctrl_c_says_that_the_same_command_continues(
     done = cli(*given)
     assert (
         done.code == 130
-        and done.err.splitlines()[-1] == "stopped; embeddings so far are kept, and the same command continues"
+        and done.err.splitlines()[-1] == "stopped; embeddings so far are kept; run the same command again to continue"
     )
     assert cli(*given).code == 0 and seen[2] > seen[0] > 0 and seen[-1] == len(named.clips)
 

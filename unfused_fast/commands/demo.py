@@ -136,7 +136,7 @@ def packed_set(name: Task | Literal["union"], out: Path) -> ShardSet:
     try:
         packed = pack(rows, directory, statistics=log_mel_statistics)
     except Interrupted as error:  # by the same command alone OUT would be refused
-        raise Interrupted(f"{directory}: stopped; the same command with --resume continues") from error
+        raise Interrupted(f"{directory}: stopped; run the same command again with --resume to continue") from error
     console.print(f"demo: packed {packed.packed} clips of {name} in {packed.wall_seconds:.1f} s")
     return packed.shard_set
 

@@ -23,7 +23,7 @@ USER_ERROR, FAULT, INTERRUPTED = 1, 70, 130
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of click, or of typer's own copy of it
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """torchrun's variable with the file in which a process leaves the reason why it failed."""
-_FULL, _NO_RIGHT = "free space, then give the same command again", "name another path, or get permission for this one"
+_FULL, _NO_RIGHT = "free space, then run the same command again", "name another path, or get permission for this one"
 _OTHER_KIND = "name another path"
 _REFUSALS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),

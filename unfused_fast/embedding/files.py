@@ -137,7 +137,7 @@ def embed_files(
             raise Interrupted(ranks.first(lambda: _how_to_resume(parts)))
         return dict(ranks.first(publish))
     except RankLost as error:
-        raise RankLost(f"{error}; what is saved is kept; give the same command again") from error
+        raise RankLost(f"{error}; what is saved is kept; run the same command again") from error
     finally:
         parts.close()
 
@@ -149,9 +149,9 @@ def _workers(given: int | None, ranks: Ranks) -> int:
 
 def _how_to_resume(parts: EmbeddingParts) -> str:
     if not parts.rows:
-        return f"{parts.out}: stopped before a file was saved; give the same command again"
+        return f"{parts.out}: stopped before a file was saved; run the same command again"
     flags = " with --resume --overwrite" if parts.out.exists() else ""
-    return f"{parts.out}: stopped; {counted(parts.done, 'file')} saved, the same command{flags} continues"
+    return f"{parts.out}: stopped; {counted(parts.done, 'file')} saved; run the same command again{flags} to continue"
 
 
 def _embed(

@@ -4,7 +4,7 @@ OUT/runs/                                   a run pool: runs that cells share ar
 OUT/runs.parquet                            the runs and their scores (run_store.py)
 OUT/ablation.json, ablation.md, .png        the table, written again after each cell and seed
 
-After a stop at any moment the same command resumes; one with more values, fields or seeds adds to the table.
+After a stop at any moment the same command continues; one with more values, fields or seeds adds to the table.
 Ours; the tables it is made for are DECAR's Table 3 and the like.
 """
 

@@ -6,7 +6,7 @@ OUT/runs.parquet                          the runs and their scores (run_store.p
 OUT/compare.json, compare.md              the tables, written again after each encoder
 OUT/compare.png                           accuracy against training time, at the end
 
-After a stop at any moment the same command resumes; one with more methods, tasks or seeds adds to what is
+After a stop at any moment the same command continues; one with more methods, tasks or seeds adds to what is
 there. The tables hold what the last command named.
 Several ranks train and evaluate each encoder together; rank 0 writes the tables.
 Ours; the table it is made for is UnFuSeD's Table 1.

@@ -5,7 +5,7 @@ OUT/runs/               a run pool: distilled encoders, one per task and seed; m
 OUT/tasks/<task>/full/  the evaluation of a task's encoders, as of `evaluate`; or student3/; or of a method, moco-0/
 OUT/lape.json, lape.md  the table
 
-After a stop at any moment the same command resumes: finished work is not repeated. Several ranks train and evaluate
+After a stop at any moment the same command continues: finished work is not repeated. Several ranks train and evaluate
 each task together; rank 0 packs the sets and writes the tables.
 """
 

@@ -25,7 +25,7 @@ from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import distill, holdout_input, labels_digest, linear, pretrain
 from unfused_fast.training import Options, Paused, config_digest, quietly, versions, write_json
 
-AGAIN = "give the same command again to continue"
+AGAIN = "run the same command again to continue"
 
 
 @dataclass(frozen=True)

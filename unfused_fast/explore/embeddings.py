@@ -62,7 +62,7 @@ def kept_embeddings(
         try:
             embed_files(embedder, numbered, path, frames=frames, progress=progress)
         except KeyboardInterrupt:
-            raise Interrupted("stopped; embeddings so far are kept, and the same command continues") from None
+            raise Interrupted("stopped; embeddings so far are kept; run the same command again to continue") from None
         arrays = _opened(path, frames)
     assert arrays is not None
     if lost := [row.source for row in map(rows.__getitem__, sorted({*range(len(rows))} - {*arrays["row"]}))]:

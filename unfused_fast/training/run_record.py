@@ -70,7 +70,7 @@ def read_result(run: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise unreadable(path, error, "delete it, and give the same command again") from error
+        raise unreadable(path, error, "delete it, and run the same command again") from error
 
 
 def config_digest(flat: dict[str, Any]) -> str:

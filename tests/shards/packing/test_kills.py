@@ -89,8 +89,8 @@ def test_ctrl_c_says_whether_the_same_command_continues(
         (
             "shards.packing.pack._make_shards",
             (
-                f"{out}: stopped; the same command continues",
-                f"{out}: stopped; the same command with --resume continues",
+                f"{out}: stopped; run the same command again to continue",
+                f"{out}: stopped; run the same command again with --resume to continue",
             ),
         ),
     ):
@@ -104,7 +104,7 @@ def test_ctrl_c_says_whether_the_same_command_continues(
     monkeypatch.setattr("unfused_fast.shards.packing.merge._bring", pressed)
     done = cli("merge", tmp_path / "part", tmp_path / "merged")
     assert done.code == 130 and done.err.splitlines()[-1] == (
-        f"{tmp_path / 'merged'}: stopped; the same command continues"
+        f"{tmp_path / 'merged'}: stopped; run the same command again to continue"
     )
 
 

@@ -111,7 +111,7 @@ def test_a_part_that_changes_while_a_merge_is_stopped(
         bring(part, *rest)
 
     monkeypatch.setattr(merging, "_bring", stopped)
-    with pytest.raises(Interrupted, match="stopped; the same command continues"):
+    with pytest.raises(Interrupted, match="stopped; run the same command again to continue"):
         merge(parts, out)
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"unfinished; finish it with the same command that started it"):

@@ -91,7 +91,7 @@ def test_a_shard_is_sent_again_when_its_part_has_changed(
     for stopped_at in ("valid-000000.tar", "train-000000.tar"):
         with pytest.MonkeyPatch.context() as patch:
             stop_at(memory, patch, "put_file", stopped_at, KeyboardInterrupt())
-            with pytest.raises(Interrupted, match="stopped; the same command continues"):
+            with pytest.raises(Interrupted, match="stopped; run the same command again to continue"):
                 merge(parts, URL)
         shutil.copytree(tmp_path / "sound", parts[0], dirs_exist_ok=True)
     merge(parts, URL)
@@ -121,7 +121,7 @@ def test_shards_are_sent_again_when_one_before_them_had_no_clips(
         pack(broken, part, part=(number, 9), clips_per_shard=10, workers=0)
     with pytest.MonkeyPatch.context() as patch:
         stop_at(memory, patch, "put_file", "clips.parquet", KeyboardInterrupt())
-        with pytest.raises(Interrupted, match="stopped; the same command continues"):
+        with pytest.raises(Interrupted, match="stopped; run the same command again to continue"):
             merge(parts, URL)
     pack(rows, parts[1], part=(2, 9), clips_per_shard=10, workers=0, overwrite=True)
     assert [path.stem for path in parts[1].glob("*.tar")] == ["train-000000"]
