@@ -95,7 +95,7 @@ def test_ctrl_c_and_a_kill(
         os.kill(process.pid, sent)
         _, said = process.communicate(timeout=60)
         if sent == signal.SIGINT:
-            assert process.returncode == 130 and "saved, the same command continues" in said, said
+            assert process.returncode == 130 and "saved; run the same command again to continue" in said, said
     assert not out.exists()
     assert done_of(out)
     done = cli(*given)

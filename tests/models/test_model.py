@@ -1,5 +1,6 @@
 """Encoders and heads: published parameter counts, padding that never leaks, pooling by hand."""
 
+import copy
 import functools
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import with_values
 from unfused_fast.models.audiontt import (
     AudioNTT,
+    ConvolutionBlock,
     DistillNetwork,
     PretrainNetwork,
     Projector,
@@ -58,6 +60,41 @@ def test_every_map_is_channels_last(encoder: torch.nn.Module) -> None:
     """From the first convolution on, although one channel's layout is ambiguous: a third of a CPU's training time."""
     blocks = encoder(torch.randn(2, 1, 64, 32)).blocks
     assert all(block.is_contiguous(memory_format=torch.channels_last) for block in blocks)
+
+
+def block_and_theirs() -> tuple[ConvolutionBlock, torch.nn.Sequential]:
+    """A block, and the order of the paper with copies of its layers; some scales of BatchNorm are below zero."""
+    torch.manual_seed(0)
+    block = ConvolutionBlock(4, 6).to(memory_format=torch.channels_last)
+    for tensor in (*block[1].parameters(), block[1].running_mean):
+        tensor.data.normal_()
+    block[1].running_var.uniform_(0.1, 2)
+    convolution, norm, pool, relu = copy.deepcopy(block)
+    return block, torch.nn.Sequential(convolution, norm, relu, pool)
+
+
+def gradients(network: torch.nn.Module, mixed: bool = False) -> list[torch.Tensor]:
+    """Output, gradients of input and parameters, and buffers after a step."""
+    generator = torch.Generator().manual_seed(1)
+    maps = torch.randn(3, 4, 16, 24, generator=generator).to(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        made = network(maps)
+    (made * torch.randn(3, 6, 8, 12, generator=generator)).sum().backward()
+    return [made.detach(), maps.grad, *(one.grad for one in network.parameters()), *network.buffers()]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_block_learns_as_the_papers(mixed: bool) -> None:
+    """Pooling before ReLU: the same bits of all."""
+    own, theirs = (gradients(network.train(), mixed) for network in block_and_theirs())
+    assert len(own) == 9 and all(map(torch.equal, own, theirs))
+
+
+def test_a_frozen_block_gives_what_the_papers_does() -> None:
+    block, theirs = block_and_theirs()
+    before = copy.deepcopy(block.state_dict())
+    torch.testing.assert_close(gradients(block.eval()), gradients(theirs.eval()), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(block.state_dict(), before, atol=0, rtol=0)
 
 
 def test_padding_never_reaches_a_clips_result() -> None:

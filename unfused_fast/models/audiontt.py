@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from unfused_fast.config import Config, Layer, ModelConfig
 from unfused_fast.errors import UserError
@@ -18,6 +20,35 @@ from unfused_fast.models.efficientnet import EfficientNetB0
 from unfused_fast.models.encoder import EncoderOutput, channels_last, mask_time
 
 Pool = Literal["maxmean", "mean", "max"]
+
+
+class ConvolutionBlock(nn.Sequential):
+    """(B, C', F, T) -> (B, C, F // 2, T // 2): convolution, BatchNorm, max pooling, ReLU.
+
+    Source: the paper's reference 21, with ReLU before the pooling, which gives the same values and gradients and reads
+    four times as many.
+    """
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels_in, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.MaxPool2d(2), nn.ReLU()
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Ours: in eval mode BatchNorm's constants are multiplied into the convolution, so that its maps, the largest
+        of the network, are not read and written once more. The tensors of the block stay as they are.
+        """
+        convolution, norm, pool, relu = self
+        if norm.training:
+            return torch.as_tensor(relu(pool(norm(convolution(maps)))))
+        assert isinstance(convolution, nn.Conv2d) and isinstance(norm, _BatchNorm)
+        assert norm.running_mean is not None and norm.running_var is not None and convolution.bias is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        folded = {
+            "weight": convolution.weight * scale[:, None, None, None],
+            "bias": norm.bias + (convolution.bias - norm.running_mean) * scale,
+        }
+        return torch.as_tensor(relu(pool(functional_call(convolution, folded, (maps,)))))
 
 
 class AudioNTT(nn.Module):
@@ -38,13 +69,7 @@ class AudioNTT(nn.Module):
             )
         self.dim = dim
         self.convolutions = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(1 if block == 0 else channels, channels, 3, padding=1),
-                nn.BatchNorm2d(channels),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            )
-            for block in range(3)
+            ConvolutionBlock(1 if block == 0 else channels, channels) for block in range(3)
         )
         layers: list[nn.Module] = [nn.Linear(channels * n_mels // 8, dim), nn.ReLU()]
         for _ in range(fc_layers - 1):
