@@ -36,7 +36,7 @@ def encoder_cost(config: Config, part: Literal["full", "student3"]) -> Cost:
     A parameter counts when the features' gradient reaches it; multiply-accumulates are PyTorch's FLOP counts of the
     layers that own such a parameter, halved.
     """
-    network: nn.Module = build_encoder(config).eval()
+    network: nn.Module = build_encoder(config)  # in train mode, where each layer runs by itself
     log_mel = torch.zeros(1, 1, config.frontend.n_mels, CROP_FRAMES)
     with FlopCounterMode(display=False) as counter:
         output = network(log_mel)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unfused_fast.models.encoder import EncoderOutput, channels_last, mask_time
+from unfused_fast.models.encoder import EncoderOutput, channels_last, convolve, mask_time
 
 
 class Stage(NamedTuple):
@@ -107,7 +107,7 @@ class ConvNorm(nn.Module):
         """(B, C, F, T), (B,) -> the same after the layer. A kernel wider than 1 needs x masked."""
         if valid is not None and self.stride == 2:
             valid = (valid + 1) // 2
-        return self.norm(self.conv(x)), valid
+        return convolve(self.conv, self.norm, x), valid
 
 
 class SqueezeExcite(nn.Module):

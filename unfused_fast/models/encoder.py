@@ -1,11 +1,16 @@
-"""The output of encoders, and how they mask padding.   B clips, C channels, F mel bins, T frames, D features."""
+"""What encoders have in common: their output, masks of padding, a convolution with its normalisation.
+
+B clips, C channels, F mel bins, T frames, D features.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class EncoderOutput(NamedTuple):
@@ -30,6 +35,29 @@ def channels_last(log_mel: Tensor) -> Tensor:
     if torch.compiler.is_exporting():
         return log_mel
     return log_mel.to(memory_format=torch.channels_last)
+
+
+def convolve(convolution: nn.Conv2d, norm: nn.Module, maps: Tensor) -> Tensor:
+    """A convolution, then batch normalisation (SyncBatchNorm too).
+
+    Ours: in eval mode the constants of the second are multiplied into the first, so that its maps, the largest tensors
+    of an encoder, are not read and written once more. The modules stay as they are, which those of
+    torch.nn.utils.fusion do not.
+    """
+    if norm.training:
+        return torch.as_tensor(norm(convolution(maps)))
+    assert isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    bias = 0.0 if convolution.bias is None else convolution.bias
+    return functional.conv2d(
+        maps,
+        convolution.weight * scale[:, None, None, None],
+        norm.bias + (bias - norm.running_mean) * scale,
+        convolution.stride,
+        convolution.padding,
+        convolution.dilation,
+        convolution.groups,
+    )
 
 
 def mask_time(x: Tensor, valid: Tensor | None) -> Tensor:
