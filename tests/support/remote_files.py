@@ -57,7 +57,7 @@ def stopped_remote(memory: Any, rows: list[SourceRow], method: str, name: str, *
     """Packs until the method of the file system is called for the file; gives the files it was called for."""
     with pytest.MonkeyPatch.context() as patch:
         calls = stop_at(memory, patch, method, name, KeyboardInterrupt())
-        with pytest.raises(Interrupted, match=r"stopped; the same command .*continues"):
+        with pytest.raises(Interrupted, match=r"stopped; run the same command again.* to continue"):
             pack_remote(rows, **options)
     return calls
 
