@@ -198,7 +198,7 @@ class InflatedGzip:
             new.replace(path)
         except self._errors as error:
             raise UserError(
-                f"{path}: cannot be written ({cause(error)}); make room and run the same command"
+                f"{path}: cannot be written ({cause(error)}); make room and run the same command again"
             ) from error
 
 

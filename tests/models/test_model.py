@@ -55,10 +55,11 @@ def test_head_parameters() -> None:
         assert (parameters(network.heads), parameters(network.classifier)) == (heads, classifier)
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("encoder", [AudioNTT(channels=4, dim=8), EfficientNetB0()], ids=["audiontt", "efficientnet"])
-def test_every_map_is_channels_last(encoder: torch.nn.Module) -> None:
+def test_every_map_is_channels_last(encoder: torch.nn.Module, training: bool) -> None:
     """From the first convolution on, although one channel's layout is ambiguous: a third of a CPU's training time."""
-    blocks = encoder(torch.randn(2, 1, 64, 32)).blocks
+    blocks = encoder.train(training)(torch.randn(2, 1, 64, 32)).blocks
     assert all(block.is_contiguous(memory_format=torch.channels_last) for block in blocks)
 
 

@@ -41,11 +41,12 @@ def convolve(convolution: nn.Conv2d, norm: nn.Module, maps: Tensor) -> Tensor:
     """A convolution, then batch normalisation (SyncBatchNorm too).
 
     Ours: in eval mode the constants of the second are multiplied into the first, so that its maps, the largest tensors
-    of an encoder, are not read and written once more. The modules stay as they are, which those of
+    of an encoder, are not read and written once more (measured on a CPU). The modules stay as they are, which those of
     torch.nn.utils.fusion do not.
     """
     if norm.training:
-        return torch.as_tensor(norm(convolution(maps)))
+        made: Tensor = norm(convolution(maps))
+        return made
     assert isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     bias = 0.0 if convolution.bias is None else convolution.bias
