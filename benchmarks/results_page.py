@@ -34,6 +34,7 @@ from unfused_fast.evaluation import markdown, mean_and_error, percent, read_runs
 from unfused_fast.evaluation.compare_report import TITLES
 from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.training import plot_scores
+from unfused_fast.training.plots import LINE_STYLES
 
 
 def plot_progress(path: Path, rows: Rows) -> None:
@@ -56,7 +57,7 @@ def plot_progress(path: Path, rows: Rows) -> None:
                 cell.plot(*zip(*points, strict=True), "o-", color=f"C{number}", ms=3.5, lw=0.8, alpha=0.7, label=label)
         levels = [one for one in trained(rows) if one.stage is None and one.mean("valid") and head == "linear"]
         levels.sort(key=lambda level: level.width)
-        for level, style in zip(levels, itertools.cycle(("--", ":", "-.", (0, (1, 4))))):
+        for level, style in zip(levels, itertools.cycle(LINE_STYLES)):
             height = 100 * fmean(level.mean("valid").values())
             cell.axhline(height, color="black", linewidth=1, linestyle=style, label=level.label)
         cell.set(xlabel="clips seen" if unit == 1 else "minutes of training", ylabel=f"{head}, validation in %")

@@ -92,7 +92,7 @@ class RayWorkers:
                 except self._ray.exceptions.RayError as error:
                     raise UserError(
                         f"Ray could not finish a shard in {TRIES} tries ({str(error).splitlines()[0]}); check the "
-                        "nodes and run the same command again; it resumes where it stopped"
+                        "nodes and run the same command again to continue"
                     ) from error
                 yield running.pop(reference), answer
 

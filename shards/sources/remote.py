@@ -148,7 +148,7 @@ def with_retries(url: str, action: Callable[[], Result]) -> Result:
             if wait is None:
                 raise UserError(
                     f"{without_secrets(url)}: the server failed {len(WAITS_SECONDS) + 1} times "
-                    f"({reason(cause)}); check the network, wait, and run the same command again: it resumes"
+                    f"({reason(cause)}); check the network, wait, and run the same command again to continue"
                 ) from error
             time.sleep(wait)
     raise AssertionError("unreachable")

@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from unfused_fast.models.audiontt import (
 )
 from unfused_fast.models.cost import encoder_cost
 from unfused_fast.models.efficientnet import EfficientNetB0
+from unfused_fast.models.encoder import convolve
 from unfused_fast.training.options import Options, compiled
 
 CONFIG = with_values(Config(), {"model.channels": 4, "model.dim": 8, "model.proj_hidden": 8, "model.proj_dim": 8})
@@ -96,6 +98,19 @@ def test_a_frozen_block_gives_what_the_papers_does() -> None:
     before = copy.deepcopy(block.state_dict())
     torch.testing.assert_close(gradients(block.eval()), gradients(theirs.eval()), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(block.state_dict(), before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("given", [{"bias": False}, {"groups": 4, "stride": 2, "bias": False}, {"dilation": 2}])
+@pytest.mark.parametrize("of", [torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm])
+def test_a_frozen_convolution_contains_its_normalisation(given: dict[str, Any], of: type[torch.nn.Module]) -> None:
+    """`ConvNorm` of EfficientNet-B0 has no bias, groups and strides; several ranks have SyncBatchNorm."""
+    torch.manual_seed(0)
+    convolution, norm = torch.nn.Conv2d(4, 8, 3, padding=1, **given), of(8, eps=1e-3).eval()
+    for tensor in (norm.weight.data, norm.bias.data, norm.running_mean):
+        tensor.normal_()
+    norm.running_var.uniform_(0.1, 2)
+    maps = torch.randn(2, 4, 16, 24)
+    torch.testing.assert_close(convolve(convolution, norm, maps), norm(convolution(maps)), atol=1e-5, rtol=1e-5)
 
 
 def test_padding_never_reaches_a_clips_result() -> None:

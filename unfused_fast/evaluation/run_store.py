@@ -100,7 +100,7 @@ def read_runs(folders: Iterable[Path]) -> list[dict[str, Any]]:
         except (OSError, pa.ArrowException) as error:
             raise unreadable(path, error, "give folders that compare, ablate, corpus.py or search.py wrote") from error
         if table.schema != SCHEMA:
-            raise UserError(f"{path}: written by another version; give the command that wrote it again")
+            raise UserError(f"{path}: written by another version; run the command that wrote it again")
         for row in table.to_pylist():
             key = [row[name] for name in ("run", "config", "seed", "epoch", "task", "split", "head", "heads")]
             found.setdefault(tuple(key), row)
@@ -268,7 +268,7 @@ def _score_file(path: Path, name: Path) -> list[Scored]:
             file=name,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise unreadable(path, error, "give the command that wrote it again, or delete it") from error
+        raise unreadable(path, error, "run the command that wrote it again, or delete it") from error
     return [scored]
 
 
@@ -310,7 +310,7 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         return dict(read_json(path))
     except (OSError, ValueError, TypeError) as error:
-        raise unreadable(path, error, "delete it, and give the command that wrote it again") from error
+        raise unreadable(path, error, "delete it, and run the command that wrote it again") from error
 
 
 def _log(run: Path) -> list[str]:

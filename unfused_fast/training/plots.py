@@ -14,6 +14,9 @@ from unfused_fast.errors import UserError, cause
 from unfused_fast.optional import importing
 from unfused_fast.shards.sets.shard_files import replace_file
 
+LINE_STYLES = "--", ":", "-.", (0, (1, 4))
+"""Of level lines, in turns."""
+
 
 def draw(path: Path, plot: Callable[..., None], *content: Any) -> None:
     """`plot(path, *content)` of finished work, which is written before: a picture that cannot be drawn is reported."""
@@ -144,7 +147,7 @@ def plot_scores(
     for (name, (across, up)), marker in zip(ordered, itertools.cycle("os^Dv")):
         bars = {"fmt": marker, "markersize": 5, "capsize": 2, "linewidth": 1.2}
         axes.errorbar(across[0], up[0], up[1], across[1], label=_shortened(name, 40), **bars)
-    for (name, (level, error)), style in zip(lines.items(), itertools.cycle(("--", ":", "-.", (0, (1, 4))))):
+    for (name, (level, error)), style in zip(lines.items(), itertools.cycle(LINE_STYLES)):
         axes.axhline(level, color="black", linewidth=1, linestyle=style, label=name)
         axes.axhspan(level - error, level + error, color="black", alpha=0.08, linewidth=0)
     axes.set(xlabel=labels[0], ylabel=labels[1])

@@ -102,12 +102,12 @@ def test_passing_failures_are_tried_again(
     assert probe(place) == probe(next(folder.iterdir()))
     assert waits == [0.25, 0.5]
     server.server_close()
-    with pytest.raises(UserError, match=r"a\.zip: the server failed .*[Cc]onnect.* it resumes"):
+    with pytest.raises(UserError, match=r"a\.zip: the server failed .*[Cc]onnect.* again to continue"):
         source_rows(f"{server.url}/a.zip")
     assert waits[2:] == list(remote.WAITS_SECONDS)
 
 
-NO_ANSWER = r"^http://127.0.0.1:\d+/[^?]*: the server failed .*the server answers 503.* it resumes"
+NO_ANSWER = r"^http://127.0.0.1:\d+/[^?]*: the server failed .*the server answers 503.* again to continue"
 
 
 def test_failures_that_last_end_the_pack_and_reject_nothing(
