@@ -112,11 +112,13 @@ class Corpus:
         values = {**self.values, **recipe, "train.seed": seed}
         return self.pool.pretrain(with_values(preset("recommended", "pretrain", self.method), values), self.clips(pool))
 
-    def distilled(self, teacher: PooledRun, task: str, name: PresetName, seed: int) -> PooledRun:
-        """Stage 2 on a task by a preset, of an encoder as wide as its teacher's, with as many clusters as classes."""
+    def distilled(
+        self, teacher: PooledRun, target: ShardSet, name: PresetName, seed: int, more: Mapping[str, Any] | None = None
+    ) -> PooledRun:
+        """Stage 2 on a set by a preset and `more`, of an encoder as wide as its teacher's."""
         sizes = {field: value for field, value in self.values.items() if field in ("model.channels", "model.dim")}
         values = {**sizes, **({"train.epochs": 1} if self.quick else {}), "train.seed": seed}
-        return self.pool.distill(with_values(preset(name, "distill"), values), self.task(task), teacher)
+        return self.pool.distill(with_values(preset(name, "distill"), {**values, **(more or {})}), target, teacher)
 
     def scores(self, encoder: PooledRun | str, task: str, seed: int, test: bool) -> dict[str, float]:
         """`valid`, and `test` where asked for: accuracy of linear heads on the frozen encoder."""
@@ -212,7 +214,8 @@ def compare(
             if isinstance(encoder, PooledRun):
                 for name, task in itertools.product(stage2, corpus.tasks):
                     try:
-                        corpus.scores(corpus.distilled(encoder, task, name, seed), task, seed, True)
+                        run = corpus.distilled(encoder, corpus.task(task), name, seed)
+                        corpus.scores(run, task, seed, True)
                     except UserError as error:
                         console.print(f"corpus: stage 2, {name}, on {task}, seed {seed}: {error}", style="yellow")
 

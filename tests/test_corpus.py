@@ -10,6 +10,7 @@ from pathlib import Path
 import corpus
 import pytest
 import recipes
+import target_size
 from measure import write_part
 
 from unfused_fast.errors import UserError
@@ -78,6 +79,23 @@ def test_the_search_does_not_read_the_test(folder: Path, tmp_path: Path, monkeyp
     corpus.main()
     rows = read_runs([tmp_path / "out"])
     assert {row["split"] for row in rows} == {"valid"} and {row["task"] for row in rows} == {"speaker_id"}
+
+
+def test_stage_2_by_the_size_of_its_target(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target_size, "TARGETS", {"speaker_id": ("train-", "-high")})
+    monkeypatch.setattr(target_size, "SIZES", (20, 30, 4000))  # 40 of the 60 clips are not of the class high
+    out, page = tmp_path / "out", tmp_path / "page.md"
+    flags = ["--out", out, "--page", page, "--width", 4, "--quick", "--device", "cpu", "--seeds", 1]
+    monkeypatch.setattr(sys, "argv", ["target_size", *map(str, [folder, *flags])])
+    target_size.main()
+    rows = read_runs([out])
+    teacher = {row["split"]: row["score"] for row in rows if row["stage"] == "pretrain"}
+    made = {(row["clips"], row["split"]): row["score"] - teacher[row["split"]] for row in rows if row["teacher"]}
+    assert made.keys() == {(size, split) for size in (20, 30, 40) for split in ("valid", "test")}
+    for size in (20, 30, 40):
+        line = f"| speaker_id | {size} | {100 * made[size, 'valid']:+.1f} | {100 * made[size, 'test']:+.1f} |"
+        assert line in page.read_text()
+    assert (tmp_path / "page" / "target_size.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("text", ["slow", ": optim.lr=1", "slow: optim.lr"])
