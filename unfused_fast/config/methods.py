@@ -151,8 +151,16 @@ RECIPES: dict[MethodName, dict[PresetName, Values]] = {
         },
     },
     "decar-v1": {"recommended": _DECAR_V1, "decar-v1": _DECAR_V1},
-    # Head and temperature: Fonseca et al.'s code, arXiv 2011.07616.
-    "simclr": {"recommended": {**_TWO_VIEWS, "model.proj_hidden": 512, "model.proj_dim": 512, "loss.temperature": 0.2}},
+    # Head and temperature: Fonseca et al.'s code, arXiv 2011.07616. Two crops: COLA; ours: docs/recipe.md.
+    "simclr": {
+        "recommended": {
+            **_TWO_VIEWS,
+            "views.same_crop": False,
+            "model.proj_hidden": 512,
+            "model.proj_dim": 512,
+            "loss.temperature": 0.2,
+        }
+    },
     "moco": {"recommended": _MOCO, "authors": _LAPE_MOCO},
     "byol": {
         # Augmentation and normalisation of v2, arXiv 2204.07402.
