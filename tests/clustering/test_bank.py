@@ -81,6 +81,13 @@ def test_files_that_a_reader_holds_do_not_stop_a_save(tmp_path: Path, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gen-000004", "gen-000005"]
 
 
+def test_a_run_that_went_back_keeps_the_generation_before_its_last(tmp_path: Path) -> None:
+    bank = filled()
+    for epoch in (4, 6, 5):
+        bank.snapshot(tmp_path, epoch, IDS, step=epoch)()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gen-000004", "gen-000005"]
+
+
 def test_a_failed_save_leaves_the_generation_before_it(tmp_path: Path) -> None:
     """Here the checkpoint's; a full disk is in test_bank_files.py."""
     bank = filled()

@@ -199,3 +199,24 @@ def test_the_encoder_ends_as_a_mean_of_the_teachers_and_what_was_learned(
         assert distilled(0.5, 5).code == 130
     fewer = distilled(0.5, 1, "--resume-anyway")
     assert fewer.code == 1 and "have a share of 0 in its encoder, and would have 0.5 in this run" in fewer.error
+
+
+def test_local_views_of_pretraining_are_not_of_stage_2(
+    cli: Cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    for name, more in (("plain", []), ("local", sets("views.local=1"))):
+        out = ["--teacher", pretrained, "--out", tmp_path / name, "--epochs", 1, *tiny]
+        done = cli("train", "distill", tones, *out, *more)
+        assert done.code == 0 and ("views.local = 1 is of pre-training" in done.err) == bool(more), done.err
+    logs = [json.loads((tmp_path / name / "log.jsonl").read_text()) for name in ("plain", "local")]
+    assert logs[0]["loss"] == logs[1]["loss"]
+
+
+def test_the_three_stages_give_stage_2_the_sizes_of_stage_1(
+    cli: Cli, tones: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "narrow.yaml"
+    file.write_text("stage: pretrain\nmodel: {dim: 24}\n")
+    narrow = [*tiny[:2], *sets(" ".join(value for value in tiny[3::2] if not value.startswith("model.dim=")))]
+    done = cli("train", "all", tones, "--out", tmp_path / "all", "--epochs", 1, *narrow, "--config", file)
+    assert done.code == 0 and "f_sd has the sizes of its teacher: model.dim = 24" in done.err, done.err

@@ -29,3 +29,12 @@ def test_what_is_kept(tmp_path: Path, saved: list[tuple[int, int]], kept: list[t
     states = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert sorted((state["epoch"], state["batch"]) for state in states) == kept
     assert len(list(tmp_path.iterdir())) == 2 * len(kept)
+
+
+@pytest.mark.parametrize("damage", [b"", b"[1]", b"\xff"])
+def test_a_damaged_one_before_it_stops_no_save(tmp_path: Path, damage: bytes) -> None:
+    for epoch in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, Position(epoch, 0), {"a": torch.zeros(1)}, {})
+        if epoch == 1:
+            (tmp_path / "epoch-000001.json").write_bytes(damage)
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["epoch-000003.json", "epoch-000004.json"]

@@ -194,7 +194,14 @@ def test_resume_under_another_version_or_setting(train: Cli, run: Path) -> None:
     refused = train("pretrain", "run", "--resume", *other)
     assert refused.code == 1 and "loss.temperature was 0.1, now 0.2; version of torch was 1.0, now" in refused.error
     assert refused.error.endswith("use the same values, or another --out, or --resume-anyway")
-    for name, value in ("model.dim", 48), ("cluster.k", 5), ("data.crop_seconds", 0.5), ("aug.mixup.memory", 16):
+    for name, value in (
+        ("model.dim", 48),
+        ("cluster.k", 5),
+        ("data.crop_seconds", 0.5),
+        ("data.norm", "running"),
+        ("aug.mixup.memory", 16),
+        ("bank.encoder", "follower"),
+    ):
         refused = train("pretrain", "run", "--resume", "--set", f"{name}={value}")
         assert refused.code == 1 and refused.error.endswith("use the same values, or another --out"), name
         assert train("pretrain", "run", "--resume-anyway", "--set", f"{name}={value}").code == 1, "it cannot work"

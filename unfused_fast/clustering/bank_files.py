@@ -136,8 +136,8 @@ def write_generation(
 ) -> Path:
     """Writes rows (N, D) and assignments (N,), both on the CPU, as generation `epoch`; returns its folder.
 
-    Then calls `then`, and deletes all but the newest GENERATIONS_KEPT; what cannot be deleted now is deleted by a later
-    save.
+    Then calls `then`, and deletes all but this one and those before it that make up GENERATIONS_KEPT; what cannot be
+    deleted now is deleted by a later save.
 
     Raises:
         UserError: the files cannot be written.
@@ -166,7 +166,9 @@ def write_generation(
             to_disk(directory.parent)
         if then is not None:
             then()
-        for old in sorted(directory.glob(GENERATIONS))[:-GENERATIONS_KEPT]:
+        there = sorted(directory.glob(GENERATIONS))
+        end = there.index(final) + 1  # those after it are from before the run was resumed at an earlier epoch
+        for old in {*there} - {*there[max(0, end - GENERATIONS_KEPT) : end]}:
             with temporary_folder() as temporary:  # renamed first, so that a generation is never half deleted
                 old.rename(Path(temporary, "old"))
     except OSError as error:

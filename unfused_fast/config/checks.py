@@ -50,7 +50,7 @@ def feature_layers(features: str, name: str) -> tuple[Layer, ...]:
 QUEUE: tuple[MethodName, ...] = ("moco", "delores-m", "slicer")
 BARLOW: tuple[MethodName, ...] = ("barlow", "delores-s", "delores-m")
 LEAST_FRAMES = {"audiontt": 8, "efficientnet_b0": 32}
-"""Of a local view: the encoders halve time three times and five."""
+"""Of a local view: the encoders halve time three times and five; of a crop or window AudioNTT's."""
 CLUSTERING: tuple[MethodName, ...] = ("decar-v2", "decar-v1")
 LOCAL: tuple[MethodName, ...] = ("decar-v2", *QUEUE, *BARLOW[:2], "swav", "byol")
 READ_BY: dict[str, tuple[MethodName, ...]] = {
@@ -155,6 +155,14 @@ def _refusals(config: Config) -> Iterator[str]:
             f"optim.lr = {config.optim.lr:g}, but optim.name = muon moves each weight by about a fifth of it a step; "
             f"want at most {MUON_LR}, such as 0.001"
         )
+    for name, seconds in (
+        ("data.crop_seconds", config.data.crop_seconds),
+        ("eval.seconds", config.eval.seconds),
+        ("pseudo.seconds", pseudo.seconds),
+    ):
+        if seconds not in ("auto", 0) and config.frames_of(float(seconds)) < LEAST_FRAMES["audiontt"]:
+            shortest = (LEAST_FRAMES["audiontt"] - 1) * frontend.hop_samples / frontend.sample_rate_hz
+            yield f"{name} = {seconds}: too short for an encoder; want at least {shortest:g}"
     least = LEAST_FRAMES[config.model.encoder]
     if config.views.local and not least <= config.local_frames < config.crop_frames:
         yield (

@@ -303,12 +303,13 @@ class Config:
     @property
     def crop_frames(self) -> int:
         """Log-mel frames of a training crop: 1 + samples // hop, as librosa counts with centring (96 for 0.95 s)."""
-        return self._frames(self.data.crop_seconds)
+        return self.frames_of(self.data.crop_seconds)
 
     @property
     def local_frames(self) -> int:
         """Log-mel frames of a local view."""
-        return self._frames(self.views.local_seconds)
+        return self.frames_of(self.views.local_seconds)
 
-    def _frames(self, seconds: float) -> int:
+    def frames_of(self, seconds: float) -> int:
+        """Log-mel frames of so many seconds."""
         return 1 + round(seconds * self.frontend.sample_rate_hz) // self.frontend.hop_samples

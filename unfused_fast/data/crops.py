@@ -111,7 +111,7 @@ class Window(NamedTuple):
 
     def frames(self, config: Config) -> int:
         """Its log-mel frames, computed as for a crop (Config.crop_frames)."""
-        return 1 + round(self.seconds * config.frontend.sample_rate_hz) // config.frontend.hop_samples
+        return config.frames_of(self.seconds)
 
     def cut(self, log_mel: Tensor, counts: Tensor, clip_ids: Tensor, config: Config) -> tuple[Tensor, Tensor]:
         """(B, 1, F, T) whole clips, (B,) valid frames, (B,) ids -> (B, 1, F, T') windows, (B,) valid frames.

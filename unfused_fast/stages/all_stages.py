@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from unfused_fast.config import Config, Stage
+from unfused_fast.config import Config, Stage, with_values
 from unfused_fast.console import console
 from unfused_fast.methods import method_class
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.distillation import distill
 from unfused_fast.stages.linear_heads import linear, linear_round
 from unfused_fast.stages.pretraining import pretrain
-from unfused_fast.stages.teacher import refuse_other_encoder
+from unfused_fast.stages.teacher import refuse_other_encoder, sizes_of
 from unfused_fast.training import Options, write_json
 
 
@@ -30,10 +30,12 @@ def train_all(
     the encoder, which a user should see before keeping it.
     """
     linear_round(configs["linear"], target, holdout)  # checks of later stages, before stage 1 runs for hours
-    if configs["distill"].distill.init == "teacher":
-        refuse_other_encoder(configs["distill"], configs["pretrain"], "stage 1")
+    distilled = configs["distill"]
+    if distilled.distill.init == "teacher":
+        distilled = with_values(distilled, sizes_of(configs["pretrain"], distilled))
+        refuse_other_encoder(distilled, configs["pretrain"], "stage 1")
     pretrain(configs["pretrain"], shards, out / "pretrain", options)
-    distill(configs["distill"], target, out / "pretrain", out / "distill", options)
+    distill(distilled, target, out / "pretrain", out / "distill", options)
     encoders = {
         "random": "random",
         f"stage 1 ({method_class(configs['pretrain']).title})": str(out / "pretrain"),

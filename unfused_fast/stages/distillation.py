@@ -275,6 +275,9 @@ def distill(
     if config.distill.init == "teacher":
         begun = out if options.resume else None
         config = with_values(config, ranks.first(lambda: sizes_of_teacher(config, teacher, begun)))
+    if config.views.local:
+        console.once(f"distill: views.local = {config.views.local} is of pre-training; stage 2 has whole views alone")
+        config = with_values(config, {"views.local": 0})
     inputs = {"teacher": teacher}
     if given is not None:
         if len(given) != clips or int(given.min()) < 0 or config.pseudo.refresh_epochs:

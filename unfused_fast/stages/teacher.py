@@ -35,7 +35,12 @@ def sizes_of_teacher(config: Config, teacher: str | Path, resumed: Path | None) 
     """
     begun = None if resumed is None else read_description(resumed)
     of = load_encoder(teacher, torch.device("cpu")).config if begun is None else from_flat(begun["config"])
-    own, theirs, default = map(flatten, (config, of, Config()))
+    return sizes_of(of, config)
+
+
+def sizes_of(teacher: Config, config: Config) -> dict[str, Any]:
+    """As sizes_of_teacher, of the teacher's settings."""
+    own, theirs, default = map(flatten, (config, teacher, Config()))
     taken = {field: theirs[field] for field in SIZES[1:] if own[field] == default[field] != theirs[field]}
     if taken:
         console.once(f"distill: f_sd has the sizes of its teacher: {', '.join(f'{n} = {v}' for n, v in taken.items())}")

@@ -9,6 +9,7 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,11 +137,19 @@ def save_checkpoint(directory: Path, position: Position, tensors: dict[str, Tens
 
 def _prune(directory: Path, newest: Position) -> None:
     before = [path for path in checkpoints_in(directory) if path.stem <= newest.name]
-    whole = [path for path in before if "-batch-" not in path.stem and read_json(path).get("bank") != "here"]
-    kept = before[-KEPT:] + whole[-1:]
+    kept = before[-KEPT:] + [path for path in before if _whole(path)][-1:]
     for old in directory.glob("epoch-*"):
         if old.with_suffix(".json") not in kept:
-            old.unlink()
+            with suppress(OSError):
+                old.unlink()
+
+
+def _whole(path: Path) -> bool:
+    """Whether a checkpoint stands at the end of an epoch and needs no rows beside it; not one that is damaged."""
+    try:
+        return "-batch-" not in path.stem and dict(read_json(path)).get("bank") != "here"
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def load_checkpoint(

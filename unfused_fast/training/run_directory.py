@@ -31,13 +31,13 @@ from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training.checkpoint import Position, checkpoints_in, load_checkpoint, write_json
 from unfused_fast.training.options import Options
 from unfused_fast.training.run_record import (
-    SHAPES,
     RunLog,
     config_digest,
     device_name,
     differences,
     in_words,
     order_of_batches,
+    other_tensors,
     read_description,
     read_result,
     versions,
@@ -170,7 +170,7 @@ class Run:
             was, now = found["method.name"]
             raise UserError(f"{self.out}: a run of --method {was}, not {now}; use --method {was}, or another --out")
         if found and not options.resume_anyway:
-            advice = "" if any(map(SHAPES.match, found)) else ", or --resume-anyway"
+            advice = "" if other_tensors(found) else ", or --resume-anyway"
             raise UserError(
                 f"{self.out}: --resume only continues the same run, but {in_words(found)}; use the same values, or "
                 f"another --out{advice}"

@@ -32,11 +32,19 @@ FREE = ("train.save_every",)
 """Fields that may change from one part of a run to the next: no number depends on them."""
 SHAPES = re.compile(
     r"method\.(name|queue|similarity)$|model\.(encoder|dim|channels|fc_layers|projector|proj_hidden|proj_dim)$"
-    r"|frontend\.(n_mels|hop_samples)$|cluster\.k$|pseudo\.k$|data\.(crop_seconds|partitions)$|aug\.mixup\.(memory|partner)$|bank\.dtype$"
+    r"|frontend\.(n_mels|hop_samples)$|cluster\.k$|pseudo\.k$|data\.(crop_seconds|norm|partitions)$"
+    r"|aug\.mixup\.(memory|partner)$|bank\.(dtype|encoder)$|loss\.instance$|distill\.(head|mse)$"
 )
 """Fields that tensors of a checkpoint depend on: with other values it cannot be read."""
+SWITCHES = ("aug.mixup.ratio", "distill.contrast")
+"""Fields that have tensors unless they are 0."""
 SHOWN = 6
 """Differences named in an error."""
+
+
+def other_tensors(found: dict[str, tuple[Any, Any]]) -> bool:
+    """Whether a checkpoint cannot be read with fields that were changed, name -> (before, now)."""
+    return any(SHAPES.match(name) or (name in SWITCHES and 0 in values) for name, values in found.items())
 
 
 def read_description(run: Path) -> dict[str, Any] | None:
