@@ -1,7 +1,7 @@
 """SimCLR: two views of a clip are more alike than either is to any view of another clip of the batch.
 
 Source: Chen et al., arXiv 2002.05709, section 2.1 and Algorithm 1; on audio Fonseca et al., arXiv 2011.07616. With
-`method.similarity` = bilinear and `views.same_crop` = false it is COLA (Saeed et al., arXiv 2010.10915).
+`method.similarity` = bilinear and views of two crops it is COLA (Saeed et al., arXiv 2010.10915).
 Needs two views, of one crop or of two; no bank, no queue, no second network. Large batches, whose clips are the
 negatives: those of all ranks, but with `train.accumulate` only those of a part.
 
