@@ -153,7 +153,7 @@ def test_what_cannot_be_evaluated_is_said(cli: Cli, unlabelled: Path, tones: Pat
 
 
 def test_an_out_that_cannot_be_written_is_said_before_anything_is_measured(
-    cli: Cli, tones: Path, tmp_path: Path
+    cli: Cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     given = ["evaluate", tones, "--encoder", "logmel", "--no-baselines", "--device", "cpu", "--out"]
@@ -164,6 +164,17 @@ def test_an_out_that_cannot_be_written_is_said_before_anything_is_measured(
     measured = cli(*given, tmp_path / "o")
     assert measured.code == 0 and f"evaluate: logmel on {tones.name}" in measured.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "o"]
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path / "o")
+        assert "it is the working directory itself" in cli(*given, ".", "--overwrite").error
+    for folder in (tmp_path / "o", tmp_path / "o.partial"):
+        folder.mkdir(exist_ok=True)
+        (folder / "mine.txt").write_text("mine")
+        foreign = cli(*given, tmp_path / "o", "--overwrite")
+        assert f"{folder}: is not empty and not an evaluation (mine.txt)" in foreign.error
+        assert (folder / "mine.txt").read_text() == "mine" and "evaluate: logmel" not in foreign.err
+        (folder / "mine.txt").rename(folder / "evaluation.json.new")  # as a kill leaves it
+    assert cli(*given, tmp_path / "o", "--overwrite").code == 0 and not (tmp_path / "o.partial").exists()
 
 
 def test_train_linear_chooses_rate_and_epoch_by_the_test_where_it_is_told_to(

@@ -230,7 +230,16 @@ def test_what_ends_the_command_before_anything_is_packed(
     (tmp_path / "old").mkdir()
     (tmp_path / "done").mkdir()
     (tmp_path / "done/tasks").symlink_to(tmp_path / "old")
-    assert "cannot be written" in error(tmp_path, pretrained, tmp_path / "done", "--overwrite")
+    tut(tmp_path / "data/tut")
+    assert "cannot be written" in error(tmp_path / "data", pretrained, tmp_path / "done", "--overwrite")
+    own = tmp_path / "used/runs/pretrain-mine"
+    shutil.copytree(pretrained, own)
+    (tmp_path / "link").symlink_to(own)
+    for teacher in (own, tmp_path / "link"):
+        lost = error(tmp_path / "data", teacher, tmp_path / "used", "--overwrite")
+        assert f"{teacher}: --overwrite would delete it" in lost and (own / "result.json").exists()
+    assert "no task was evaluated" in error(tmp_path / "old", pretrained, tmp_path / "used", "--overwrite")
+    assert own.exists(), "nothing was found to put in its place"
 
 
 def test_a_set_that_was_packed_from_other_files_is_not_taken(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from unfused_fast.evaluation.report import (
 from unfused_fast.evaluation.run_pool import PooledRun, RunPool
 from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.stages import load_encoder
-from unfused_fast.training import Options, config_digest, encoder_digest
+from unfused_fast.training import Options, config_digest, encoder_digest, encoder_place
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def lape(
     """Runs the tasks; returns the content of lape.json. A task that is missing or fails is reported, and the others
     continue.
 
-    Raises UserError for a `data`, teacher or `out` that cannot be used, Interrupted after Ctrl-C.
+    Raises UserError for a `data`, teacher or `out` that cannot be used, or that overwriting would delete, Interrupted
+    after Ctrl-C.
     """
     if not data.is_dir():
         raise UserError(f"{data}: no such folder; name the one that holds the data sets (see: unfused-fast tasks)")
@@ -93,11 +94,18 @@ def lape(
 
     def begin() -> None:
         claim(out, "a LAPE benchmark")
-        if options.overwrite:
+        old = [out / name for name in ("runs", "tasks") if options.overwrite and (out / name).exists()]
+        for given in (
+            data,
+            encoder_place(teacher),
+            *([] if plan.pretrain_on is None else [plan.pretrain_on.directory]),
+        ):
+            if any(given.resolve().is_relative_to(folder.resolve()) for folder in old):
+                raise UserError(f"{given}: --overwrite would delete it, since it is in {out}; choose another --out")
+        if any(find(task, data) for task in tasks):
             with writing(out):
-                for name in ("runs", "tasks"):
-                    if (out / name).exists():
-                        shutil.rmtree(out / name)
+                for folder in old:
+                    shutil.rmtree(folder)
 
     ranks.first(begin)
     pool, lines = RunPool(out / "runs", options), []

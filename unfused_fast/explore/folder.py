@@ -27,7 +27,7 @@ from unfused_fast import __version__
 from unfused_fast.config import FrontendConfig
 from unfused_fast.data import log_mel
 from unfused_fast.embedding import Embedder, shard_set_rows
-from unfused_fast.errors import UserError, cause, escaped
+from unfused_fast.errors import UserError, cause
 from unfused_fast.explore.clips import read_clips
 from unfused_fast.explore.columns import (
     clusters_of,
@@ -37,9 +37,10 @@ from unfused_fast.explore.columns import (
     table_digest,
     usual_clusters,
 )
-from unfused_fast.explore.embeddings import NAMED, encoder_key, kept_embeddings, unit_rows
+from unfused_fast.explore.embeddings import encoder_key, kept_embeddings, unit_rows
 from unfused_fast.explore.layout import MAP_NEIGHBOURS, MapKind, map_of, nearest
 from unfused_fast.json_files import read_json
+from unfused_fast.replacing import refuse_others, replaceable
 from unfused_fast.shards.audio.codec import encode_clip
 from unfused_fast.shards.callbacks import OnProgress
 from unfused_fast.shards.sets.shard_files import clip_key
@@ -53,6 +54,7 @@ RANGE = 13.8
 """Natural logarithms from the loudest bin of a clip to black. Ours: 60 dB."""
 ABOUT = "data/explore.json"
 LARGEST_ABOUT = 2**30
+PAGE = "a page of explore"
 PARTS = {"index.html", "explore.css", "explore.js", "scatter.js", "player.js", "data", "audio", "mel"}
 
 
@@ -90,9 +92,7 @@ def explore_folder(
     before = _page_of(out, overwrite, request)
     if before is not None and before["request"] == request and not overwrite:
         return {**_facts(before, out), "made": False}
-    place = out.resolve()  # a link is kept
-    if place == Path.cwd():
-        raise UserError(f"--out {out}: it is the working directory itself; name a folder in it")
+    place = replaceable(out, PARTS, PAGE)
     columns = [*columns_of(shards), *own_pseudo_labels(encoder, shards)]
     for path in tables:
         columns += columns_in(path, shards, {"cluster", *(column.name for column in columns)})
@@ -123,7 +123,6 @@ def explore_folder(
     new = place.with_name(f"{place.name}.partial")
     try:
         if new.exists():
-            _refuse_others(new)
             shutil.rmtree(new)
         _copy_page(new)
         _write(new, "map.f32", places)
@@ -188,7 +187,7 @@ def _page_of(out: Path, overwrite: bool, request: str) -> dict[str, Any] | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
-        _refuse_others(out)
+        refuse_others(out, PARTS, PAGE)
         about = dict(read_json(out / ABOUT, LARGEST_ABOUT))
         _facts(about, out)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -199,13 +198,6 @@ def _page_of(out: Path, overwrite: bool, request: str) -> dict[str, Any] | None:
             f"{about['encoder']}); replace it with --overwrite, or choose another --out"
         )
     return about
-
-
-def _refuse_others(folder: Path) -> None:
-    """Raises UserError for a folder with anything that is no part of a page."""
-    if others := {path.name for path in folder.iterdir()} - PARTS:
-        shown = ", ".join(map(escaped, sorted(others)[:NAMED])) + (", ..." if len(others) > NAMED else "")
-        raise UserError(f"{folder}: is not empty and not a page of explore ({shown}); choose another --out")
 
 
 def _facts(about: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from unfused_fast.config import SHIPPED, Config, from_flat
 from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.hub import FILES, hub_folder, is_hub, pinned
 from unfused_fast.models import AudioNTT, EfficientNetB0, build_encoder
+from unfused_fast.replacing import refuse_others, replaceable
 from unfused_fast.shards.packing.building import to_disk
 from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.training.checkpoint import load_network, read_tensors, sha256_of, write_json, write_tensors
@@ -98,18 +99,9 @@ def write_model_folder(
     Raises:
         UserError: something is at `folder`, it holds more than a model folder's files, or it cannot be written.
     """
-    given, folder = folder, folder.resolve()  # a link is kept
+    given, folder = folder, replaceable(folder, FILES, "a model folder", "another path")
     partial, replaced = (folder.with_name(folder.name + ending) for ending in (".partial", ".replaced"))
-    for place in (partial, replaced, folder):
-        if place.exists() and not place.is_dir():
-            raise UserError(f"{given if place == folder else place}: it is a file; choose another path")
-        held = {path.name.removesuffix(".new") for path in place.iterdir()} if place.is_dir() else set[str]()
-        if others := sorted(held - {*FILES}):
-            shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-            raise UserError(
-                f"{given if place == folder else place}: it holds more than a model folder's files ({shown}); move "
-                "them, or choose another path"
-            )
+    refuse_others(replaced, FILES, "a model folder", "another path")
     if replaced.exists() and not folder.exists():
         replaced.rename(folder)
     if folder.exists() and any(folder.iterdir()):
