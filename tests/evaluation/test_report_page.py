@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import shutil
+import warnings
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 from outcomes import Cli, refused
 
 from unfused_fast.config import preset
+from unfused_fast.evaluation import report_page
 from unfused_fast.evaluation.report_page import accuracy_interval
 from unfused_fast.evaluation.run_store import settings_of
+from unfused_fast.training.plots import plot_curves
 
 RESULT: dict[str, Any] = {
     "stage": "linear",
@@ -75,6 +78,7 @@ def test_each_method_has_its_own_recommended_settings(cli: Cli, pretrained: Path
         shutil.copy(pretrained / "result.json", tmp_path / method)
     out = tmp_path / "report.html"
     refused(cli("report", tmp_path, "--html", tmp_path), "it is a folder")
+    refused(cli("report", tmp_path, "--html", tmp_path / "simclr/result.json/a"), "choose another --html")
     assert cli("report", tmp_path, "--html", out).code == 0
     rows = text_of(out.read_text(encoding="utf-8"))
     place = next(n for n, row in enumerate(rows) if row[0] == "" and row[1].startswith("recommended"))
@@ -86,6 +90,33 @@ def test_each_method_has_its_own_recommended_settings(cli: Cli, pretrained: Path
         settings_of(json.loads((tmp_path / name / "config.json").read_text())["config"], "pretrain") for name in rates
     ]
     assert "optim.lr" not in settings[1] and [each.get("method.name") for each in settings] == [None, None, [*rates][2]]
+
+
+def test_only_runs_that_differ_in_the_seed_alone_have_a_mean(cli: Cli, pretrained: Path, tmp_path: Path) -> None:
+    config = json.loads((pretrained / "config.json").read_text())
+    for number, (seed, rate, test) in enumerate([(0, 0.1, 0.7), (1, 0.1, 0.8), (0, 3.0, 0.2), (1, 3.0, 0.4)]):
+        run = tmp_path / f"run-{number}"
+        run.mkdir()
+        of_run = {**config, "stage": "linear", "config": {**config["config"], "train.seed": seed, "eval.lr": rate}}
+        (run / "config.json").write_text(json.dumps(of_run))
+        (run / "result.json").write_text(json.dumps({**RESULT, "test": test, "seed": seed}))
+    assert cli("report", tmp_path, tmp_path / "run-0", "--html", tmp_path / "a.html").code == 0
+    rows = text_of((tmp_path / "a.html").read_text(encoding="utf-8"))
+    assert [row[7] for row in rows if row[0] == "mean ± standard error"] == ["0.750 ± 0.050", "0.300 ± 0.100"]
+    assert len([row for row in rows if row[0] == "run-0"]) == 1, "given twice"
+
+
+def test_a_number_that_no_run_has_gets_no_panel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    logs, panels = [[{"epoch": 1, "loss": 1.0, "nmi": None}]] * 2, list[str]()
+
+    def plot(path: Path, runs: Any, quantities: list[tuple[str, str]]) -> None:
+        panels.extend(key for key, _ in quantities)
+        with warnings.catch_warnings(action="error"):
+            plot_curves(path, runs, [*quantities, ("nmi", "empty")])
+
+    monkeypatch.setattr(report_page, "plot_curves", plot)
+    report_page._curves(["a", "b"], [{"stage": "pretrain"}] * 2, logs)
+    assert panels == ["loss"]
 
 
 @pytest.mark.parametrize("confusion", [[[1, 0], [0, 0]], [[40, 3], [9, 30]], [[0, 5], [5, 0]]])

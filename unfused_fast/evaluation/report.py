@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import sem
 
+from unfused_fast.console import counted
 from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.json_files import read_json
 from unfused_fast.shards.sets.shard_files import replace_file
@@ -29,14 +30,21 @@ REPORT_COLUMNS = (
 
 
 def collect_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The result.json of each run, and of every run below a directory that is not a run itself, in order of path."""
-    results = []
+    """The result.json of each run, and of every run below a directory that is not a run itself, in order of path; of a
+    run that several paths lead to once.
+
+    Raises UserError for a path without runs, and for a damaged file.
+    """
+    results, seen = list[dict[str, Any]](), set[Path]()
     for path in paths:
         files = [path / "result.json"] if (path / "result.json").is_file() else sorted(path.rglob("result.json"))
         if not files:
             state = "does not exist" if not path.exists() else "holds no finished run (no result.json)"
             raise UserError(f"{path}: it {state}; give directories that unfused-fast train wrote")
         for file in files:
+            if (place := file.resolve()) in seen:
+                continue
+            seen.add(place)
             try:
                 result = {**read_json(file), "run": str(file.parent)}
                 table_rows([result])
@@ -95,12 +103,12 @@ def claim(out: Path, what: str) -> None:
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Wraps code that writes OUT. Raises UserError where it cannot be written."""
+def writing(out: Path, flag: str = "--out") -> Iterator[None]:
+    """Wraps code that writes OUT, which `flag` names. Raises UserError where it cannot be written."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({cause(error)}); choose another --out") from error
+        raise UserError(f"{out}: cannot be written ({cause(error)}); choose another {flag}") from error
 
 
 def write_report(
@@ -149,6 +157,15 @@ def outcome(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     done = [line["seed"] for line in lines if "reason" not in line]
     failed = [{"seed": line["seed"], "reason": line["reason"]} for line in lines if "reason" in line]
     return {"state": "failed" if failed else "done" if done else "waiting", "seeds": done, "failed": failed}
+
+
+def not_shown_text(summary: Mapping[str, Any], named: str) -> list[str]:
+    """The sentence about results in OUT of earlier commands that `named` others; none where there are none."""
+    others = summary["not_shown"]
+    if not others:
+        return []
+    results = f"{counted(len(others), 'more result')} in {summary['run']}, such as {others[0]}"
+    return [f"Not shown: {results}. A table has the {named} that its command names, with the settings given there."]
 
 
 def ending(row: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from unfused_fast import __version__
+from unfused_fast.console import counted
 from unfused_fast.errors import UserError, unreadable
 from unfused_fast.evaluation.report import REPORT_COLUMNS, mean_and_error, table_rows, writing
 from unfused_fast.evaluation.run_store import usual_settings
@@ -57,8 +58,8 @@ def write_report_page(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Writes PATH from what `collect_results` gave.
 
     The interval of an accuracy is Wilson's of 95 % over the test recordings, from the confusion matrix; runs that
-    differ in the seed alone are one more row, mean ± standard error. Settings are shown that differ within a stage, or
-    from its recommended preset.
+    differ in the seed alone, and in no other setting, are one more row, mean ± standard error. Settings are shown that
+    differ within a stage, or from its recommended preset.
 
     Raises:
         UserError: a run's files are damaged, or PATH cannot be written.
@@ -69,8 +70,9 @@ def write_report_page(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     runs = [Path(str(result["run"])) for result in results]
     described = [read_description(run) for run in runs]
     logs = [_log(run / "log.jsonl") for run in runs]
-    parts = [f"<h1>{escape(_title(runs))}</h1><p>{len(runs)} finished runs, written by unfused-fast {__version__}</p>"]
-    parts.append(_scores(names, results, runs))
+    written = f"{counted(len(runs), 'finished run')}, written by unfused-fast {__version__}"
+    parts = [f"<h1>{escape(_title(runs))}</h1><p>{written}</p>"]
+    parts.append(_scores(names, results, runs, described))
     parts += _curves(names, results, logs)
     parts += _matrices(names, results, runs)
     parts += _settings(names, results, described)
@@ -81,7 +83,7 @@ def write_report_page(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(_title(runs))}</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
-    with writing(path):
+    with writing(path, "--html"):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, page.encode())
 
@@ -117,12 +119,17 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _scores(names: list[str], results: Sequence[Mapping[str, Any]], runs: list[Path]) -> str:
+def _scores(
+    names: list[str],
+    results: Sequence[Mapping[str, Any]],
+    runs: list[Path],
+    described: Sequence[Mapping[str, Any] | None],
+) -> str:
     columns = [*REPORT_COLUMNS]
     place, seed = columns.index("test") + 1, columns.index("seed") + 1
     columns.insert(place, "95 % of test")
     rows, alike = [], defaultdict[tuple[str, ...], list[float]](list)
-    for name, result, run, row in zip(names, results, runs, table_rows(results), strict=True):
+    for name, result, run, row, of in zip(names, results, runs, table_rows(results), described, strict=True):
         row[0], row[4] = name, row[4].removeprefix(str(run)[: -len(name)])
         try:
             known = result.get("confusion") and result.get("metric") == "accuracy" and result.get("test") is not None
@@ -130,9 +137,10 @@ def _scores(names: list[str], results: Sequence[Mapping[str, Any]], runs: list[P
         except (TypeError, ValueError, IndexError) as error:
             raise unreadable(run / "result.json", error, "run the stage again, or name other directories") from error
         if result.get("test") is not None:
-            alike[tuple(row[1:6])].append(float(result["test"]))
+            settings = {} if of is None else {**of["config"], "train.seed": None}
+            alike[*row[1:6], json.dumps(settings, sort_keys=True)].append(float(result["test"]))
         rows.append(row)
-    for key, values in alike.items():
+    for (*key, _), values in alike.items():
         if len(values) > 1:
             mean = ["mean ± standard error", *key, *[""] * (len(columns) - 6)]
             mean[place - 1], mean[seed] = "{:.3f} ± {:.3f}".format(*mean_and_error(values)), f"{len(values)} runs"
@@ -145,10 +153,14 @@ def _curves(names: list[str], results: Sequence[Mapping[str, Any]], logs: list[l
     parts = []
     for stage in dict.fromkeys(str(result["stage"]) for result in results):
         own = [(names[n], logs[n]) for n, result in enumerate(results) if result["stage"] == stage and logs[n]]
-        there = [(key, label) for key, label in CURVES.items() if any(key in row for _, rows in own for row in rows)]
+        there = [(key, label) for key, label in CURVES.items() if _logged(key, own)]
         if there:
             parts += [f"<h3>{escape(stage)}</h3>", _figure(f"Curves of {stage}", plot_curves, own, there)]
     return ["<h2>Curves</h2>", *parts] if parts else []
+
+
+def _logged(key: str, logs: Sequence[tuple[str, list[dict[str, Any]]]]) -> bool:
+    return any(row.get(key) is not None for _, rows in logs for row in rows)
 
 
 def _matrices(names: list[str], results: Sequence[Mapping[str, Any]], runs: list[Path]) -> list[str]:

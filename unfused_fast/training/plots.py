@@ -108,7 +108,7 @@ def plot_curves(
                 cell.plot(*zip(*points, strict=True), label=name, linewidth=1.3)
         cell.set(xlabel="epoch", ylabel=label)
         cell.grid(alpha=0.3)
-        if len(runs) > 1:
+        if len(runs) > 1 and cell.lines:
             cell.legend(fontsize=7)
     _save(figure, path, 130)
 
