@@ -21,8 +21,16 @@ from unfused_fast.config.fields import Config
 from unfused_fast.config.methods import MethodName
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.config.tasks import TASKS
+from unfused_fast.evaluation import compare_report
 from unfused_fast.evaluation.compare import common_values, tasks_of
-from unfused_fast.evaluation.compare_report import PRINTED, TITLES, verdict
+from unfused_fast.evaluation.compare_report import (
+    PRINTED,
+    TITLES,
+    comparison_sentences,
+    comparison_tables,
+    verdict,
+    write_scores,
+)
 from unfused_fast.evaluation.lape_data import shards_of, task_of
 from unfused_fast.evaluation.report import spread
 from unfused_fast.evaluation.run_store import read_runs, write_runs
@@ -46,10 +54,10 @@ def _finished(out: Path) -> dict[Path, int]:
 def test_the_numbers_are_those_of_the_single_commands(
     cli: Cli, compared: Path, tones: Path, emotions: Path, tiny_any: list[str], tmp_path: Path
 ) -> None:
-    rows, seed, common = _rows(compared), 1, ["--seed", 1, *FLAGS[2:], *tiny_any]
+    rows, seed, common = _rows(compared), 1, ["--seed", 1, *FLAGS[2:], "--device", "cpu"]
     assert list(rows) == ["logmel", "random", "decar-v2", "simclr", "moco"]
     run = tmp_path / "run"
-    trained = cli("train", "pretrain", tones, "--out", run, "--method", "simclr", *FLAGS[:2], *common)
+    trained = cli("train", "pretrain", tones, "--out", run, "--method", "simclr", *FLAGS[:2], *common, *tiny_any)
     assert trained.code == 0, trained.err
     for task, more in ((tones, []), (emotions, ["--holdout", 0.3])):
         named = ["--encoder", f"simclr={run}", "--out", tmp_path / task.name]
@@ -89,6 +97,33 @@ def test_a_method_that_fails_is_a_line_and_the_report_is_written(
     longer = ["--methods", "moco", "--set", "method.queue=61", "--out", tmp_path]
     alone = cli("compare", tones, "--tasks", tones, *FLAGS, *tiny_any, *longer)
     assert alone.code == 1 and "random" in alone.out and not (tmp_path / "compare.png").exists()
+
+
+def test_a_mean_over_different_metrics_is_called_a_score(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    of, axes = spread([0.5]), list[str]()
+    monkeypatch.setattr(
+        compare_report, "plot_scores", lambda path, points, lines, labels, title: axes.append(labels[1])
+    )
+    row = {"encoder": "simclr", "title": "SimCLR", "mean": {"test": of, "valid": of}, "seconds": of, "failed": []}
+    row |= {"seeds": [0], "state": "done", "tasks": {name: {"test": of, "valid": of} for name in "ab"}}
+
+    def titles(*metrics: str) -> tuple[list[str], str]:
+        tasks = {
+            name: {"metric": metric, "holdout": None, "paper": None} for name, metric in zip("ab", metrics, strict=True)
+        }
+        facts = {"seen": {"set": "s", "clips": 9, "epochs": 1}, "select": "valid", "not_shown": [], "run": "out"}
+        summary = {**facts, "tasks": tasks, "rows": [row]}
+        write_scores(tmp_path, summary)
+        return [table[0].partition(",")[0] for table in comparison_tables(summary)], " ".join(
+            comparison_sentences(summary)
+        )
+
+    names, text = titles("accuracy", "mAP")
+    assert names == ["test score in %", "validation score in %"] and "Scores are accuracy for a; mAP for b." in text
+    for metric in ("accuracy", "mAP"):
+        names, text = titles(metric, metric)
+        assert names == [f"test {metric} in %", f"validation {metric} in %"] and "Scores are" not in text
+    assert axes == [f"mean test {word} in %" for word in ("score", "accuracy", "mAP")]
 
 
 def test_runs_are_shared_with_an_ablation(cli: Cli, compared: Path, tones: Path, tiny: list[str]) -> None:
@@ -140,7 +175,7 @@ def test_a_killed_command_goes_on(
     part = cli(*comparing[:4], "--holdout", 0.3, *comparing[10:-4], "--methods", "decar-v2", "--out", out)
     assert part.code == 0 and _finished(out) == files
     # 4 encoders that were measured, 2 seeds, 2 tasks, of which 3 encoders were named with one seed on one task
-    assert f"13 more results in {out} are not in these tables, such as ic/decar-v2-0;" in " ".join(part.out.split())
+    assert f"Not shown: 13 more results in {out}, such as ic/decar-v2-0." in " ".join(part.out.split())
 
 
 def test_what_is_damaged_is_a_line_and_names_are_those_of_folders(
@@ -253,7 +288,7 @@ def test_what_is_refused_before_anything_runs(
         ("method simclr does not read it", "--methods", "simclr", "--set", "method.queue=5"),
         ("compared methods train equally long", "--set", "train.patience=3"),
         ("has the name tones too", "--tasks", twin / "tones"),
-        ("have no label", "--tasks", unlabelled, "--holdout", 0.2),
+        ("without a label", "--tasks", unlabelled, "--holdout", 0.2),
         ("--holdout", "--tasks", emotions),
         ("use --label-fraction 0.1", "--set", "eval.label_fraction=0.1"),
         ("3 processes cannot share data.partitions = 8 evenly", "--devices", 3),

@@ -111,8 +111,9 @@ def ablate(
 ) -> None:
     """Measure the effect of settings: train and evaluate with each value.
 
-    One table shows the scores with errors over seeds. After a stop at any moment the same command continues; with more
-    values or seeds it adds to what is there. A combination that diverges is a line of the table.
+    One table shows the scores with errors over seeds, of what the command names. After a stop at any moment the same
+    command continues; with more values or seeds it adds runs to those that are there. A combination that diverges is a
+    line of the table.
     """
     half = None if epochs is None else max(1, epochs // 2)
     stages: dict[Stage, int | None] = {"pretrain": epochs, "distill": half, "linear": None}
@@ -120,7 +121,7 @@ def ablate(
         name: flags.config(name, count, several=True, method=method) for name, count in stages.items()
     }
     values = varied_values(vary)
-    from unfused_fast.evaluation import RunPool, ablation_table, cells_of
+    from unfused_fast.evaluation import RunPool, ablation_sentences, ablation_table, cells_of
     from unfused_fast.evaluation import ablate as run_ablation
 
     cells = cells_of(configs, stage, values, not grid)
@@ -128,7 +129,7 @@ def ablate(
     pool = RunPool(out / "runs", run_options(flags.device, compile_, False, False), flags.holdout)
     summary = run_ablation(cells, stage, trained_on, evaluated_on, out, seeds, pool)
     places = f"table and picture: {out / 'ablation.md'}, {out / 'ablation.png'}"
-    show(summary, flags.as_json, [ablation_table(summary)], [places])
+    show(summary, flags.as_json, [ablation_table(summary)], [*ablation_sentences(summary), places])
     if not any(row["seeds"] for row in summary["rows"]):
         raise typer.Exit(1)
 

@@ -4,7 +4,7 @@ In: encoders and labelled sets. Out: evaluation.md and .json, predictions.parque
 Read first: comparison.py, then measure.py.
 """
 
-from unfused_fast.evaluation.ablation import ablate, ablation_table, cells_of
+from unfused_fast.evaluation.ablation import ablate, ablation_sentences, ablation_table, cells_of
 from unfused_fast.evaluation.compare import common_values, compare
 from unfused_fast.evaluation.compare_report import comparison_sentences, comparison_tables
 from unfused_fast.evaluation.comparison import evaluate, evaluation_tables

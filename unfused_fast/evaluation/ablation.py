@@ -4,14 +4,17 @@ OUT/runs/                                   a run pool: runs that cells share ar
 OUT/runs.parquet                            the runs and their scores (run_store.py)
 OUT/ablation.json, ablation.md, .png        the table, written again after each cell and seed
 
-After a stop at any moment the same command continues; one with more values, fields or seeds adds to the table.
+After a stop at any moment the same command continues; one with more values, fields or seeds adds to what is there. The
+table holds what the last command named.
 Ours; the tables it is made for are DECAR's Table 3 and the like.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +27,7 @@ from unfused_fast.evaluation.report import (
     claim,
     ending,
     held_out_text,
+    not_shown_text,
     outcome,
     spread,
     spread_text,
@@ -31,6 +35,7 @@ from unfused_fast.evaluation.report import (
 )
 from unfused_fast.evaluation.run_pool import RunPool
 from unfused_fast.evaluation.run_store import write_runs
+from unfused_fast.json_files import read_json
 from unfused_fast.models import Cost, encoder_cost
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import linear_round
@@ -70,12 +75,12 @@ def cells_of(
     alone.
 
     A value goes to the stages of `varied` that read its section. Raises UserError for an unknown field or value, as
-    --set does, for values that contradict each other, and for a field that no stage reads.
+    `--set` does, for values that contradict each other, and for a field that no stage reads.
     """
     stages = STAGES if varied == "all" else (varied,)
     for name, given in values.items():
         if name not in flatten(Config()):
-            with_values(Config(), {name: given[0]})
+            _varied(Config(), {name: given[0]})
         if name == "train.seed":
             raise UserError("--vary train.seed: seeds are repetitions of each cell; use --seeds")
         readers = [stage for stage in STAGES if _reads(stage, name)]
@@ -90,12 +95,20 @@ def cells_of(
         made, typed = dict(configs), dict[str, Any]()
         for stage in stages:
             read = {name: value for name, value in picked.items() if _reads(stage, name)}
-            made[stage] = with_values(configs[stage], read)
+            made[stage] = _varied(configs[stage], read)
             typed |= {name: flatten(made[stage])[name] for name in read}
         cell = Cell({name: typed[name] for name in picked}, made)
         if not (one_at_a_time and cells and made == cells["base"].configs):
             cells.setdefault(cell.name, cell)
     return list(cells.values())
+
+
+def _varied(config: Config, values: Mapping[str, Any]) -> Config:
+    """As with_values, whose UserError names the flag that gave the values."""
+    try:
+        return with_values(config, values)
+    except UserError as error:
+        raise UserError(re.sub("^--set ", "--vary ", str(error))) from error
 
 
 def _reads(stage: Ablated, name: str) -> bool:
@@ -126,6 +139,7 @@ def ablate(
         for cell in cells
     ]
     claim(out, "an ablation")
+    before = _results_in(out)
     for number, cell in itertools.product(range(seeds), cells):
         seed = cell.configs["pretrain"].train.seed + number
         console.print(f"ablate: {cell.name}, seed {seed}")
@@ -136,10 +150,29 @@ def ablate(
             line = {"reason": str(error)}
         found.append({"cell": cell.name, "seed": seed, **line})
         summary = summary_of(described, found, varied, target, out, pool.holdout)
-        write_report(out, "ablation", summary, [ablation_table(summary)])
+        shown = _results_of(summary)
+        summary["not_shown"] = [text for text in before if text not in shown]
+        write_report(out, "ablation", summary, [ablation_table(summary)], ablation_sentences(summary))
         write_runs(pool.directory)
     write_picture(out, summary)
     return summary
+
+
+def _results_in(out: Path) -> list[str]:
+    """The results of earlier commands in OUT; none where its ablation.json is of an earlier version, or damaged."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return _results_of(read_json(out / "ablation.json"))
+    return []
+
+
+def _results_of(summary: Mapping[str, Any]) -> list[str]:
+    """`cluster.k=256, seed 0 (linear-DIGEST)` of each result that a summary shows, then of those that it does not."""
+    shown = [
+        f"{row['settings']}, seed {seed} ({Path(runs[-1]).name})"
+        for row in summary["rows"]
+        for seed, runs in zip(row["seeds"], row["runs"], strict=True)
+    ]
+    return [*shown, *summary.get("not_shown", ())]
 
 
 def _run_cell(
@@ -216,6 +249,11 @@ def ablation_table(summary: Mapping[str, Any]) -> TextTable:
         cost = [f"{row[name]:,}" for name in ("parameters", "macs")]
         rows.append([row["settings"], str(len(row["seeds"])), *scores, *cost, *ending(row)])
     return title, COLUMNS, rows
+
+
+def ablation_sentences(summary: Mapping[str, Any]) -> list[str]:
+    """Text below the table: what it does not show."""
+    return not_shown_text(summary, "values and seeds")
 
 
 def write_picture(out: Path, summary: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from unfused_fast.config import BASELINES
 from unfused_fast.console import counted
-from unfused_fast.evaluation.report import SELECTED_ON_TEST, TextTable, beside, ending, spread_text
+from unfused_fast.evaluation.report import SELECTED_ON_TEST, TextTable, beside, ending, not_shown_text, spread_text
 from unfused_fast.methods import METHODS
 from unfused_fast.training import draw, plot_scores
 
@@ -17,6 +17,7 @@ TITLES: dict[str, str] = {"logmel": "log-mel", "random": "random", **{name: of.t
 PRINTED = {"random": ("random, frozen",), "DECAR-v1": ("DECAR, frozen",)}
 """Names in tables -> columns of DECAR's Table 2; LAPE's columns are named as the methods."""
 SPLITS = ("valid", "test")
+METRICS = ("accuracy", "mAP")
 
 
 def seen_text(of: Mapping[str, Any]) -> str:
@@ -39,7 +40,7 @@ def comparison_tables(summary: Mapping[str, Any]) -> list[TextTable]:
         return [[spread_text(row["tasks"][task][split]) for task in tasks] for row in rows]
 
     def about(split: str) -> str:
-        return f"{split} accuracy in %, mean ± standard error over seeds"
+        return f"{split} {_metric(summary)} in %, mean ± standard error over seeds"
 
     columns = ["method", "mean, valid", "mean, test", *names, "seconds", "seeds", "trouble"]
     lines = []
@@ -84,14 +85,21 @@ def comparison_sentences(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"Test held out of train (--holdout {summary['holdout']:g}): {', '.join(held)}.")
     if any(task["paper"] for task in summary["tasks"].values()):
         lines.append("Printed figures are of encoders that were pre-trained on the papers' own clips.")
-    lines += verdict(summary["rows"])
-    if others := summary["not_shown"]:
+    if _metric(summary) == "score":
+        of = {
+            metric: [name for name, task in summary["tasks"].items() if task["metric"] == metric] for metric in METRICS
+        }
         lines.append(
-            f"{counted(len(others), 'more result')} in {summary['run']} {'is' if len(others) == 1 else 'are'} not in "
-            f"these tables, such as {others[0]}; name their methods, tasks and seeds too, with the settings that they "
-            "were made with, to see them."
+            "Scores are " + "; ".join(f"{metric} for {', '.join(names)}" for metric, names in of.items()) + "."
         )
-    return lines
+    lines += verdict(summary["rows"])
+    return [*lines, *not_shown_text(summary, "methods, tasks and seeds")]
+
+
+def _metric(summary: Mapping[str, Any]) -> str:
+    """What a mean over the tasks is of: their metric, or `score` where they differ."""
+    metrics = {task["metric"] for task in summary["tasks"].values()}
+    return str(metrics.pop()) if len(metrics) == 1 else "score"
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -126,7 +134,7 @@ def _overlap(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 def write_scores(out: Path, summary: Mapping[str, Any]) -> None:
-    """OUT/compare.png: mean test accuracy against training seconds, baselines as lines, bars of one standard error."""
+    """OUT/compare.png: mean test score against training seconds, baselines as lines, bars of one standard error."""
     shown = [row for row in summary["rows"] if row["seeds"]]
     scores = {row["title"]: _in_percent(row["mean"]["test"]) for row in shown}
     points = {
@@ -140,7 +148,8 @@ def write_scores(out: Path, summary: Mapping[str, Any]) -> None:
         fewest = "" if len(counts) == 1 else f"{counts[0]} to "
         title = f"{counted(len(summary['tasks']), 'task')}, {fewest}{counted(counts[-1], 'seed')}"
         title += ", bars of one standard error" if counts[-1] > 1 else ""
-        draw(out / "compare.png", plot_scores, points, lines, ("training seconds", "mean test accuracy in %"), title)
+        labels = "training seconds", f"mean test {_metric(summary)} in %"
+        draw(out / "compare.png", plot_scores, points, lines, labels, title)
 
 
 def _in_percent(of: Mapping[str, Any]) -> tuple[float, float]:
