@@ -122,7 +122,7 @@ def report(
         Path | None,
         typer.Option(
             help="Also write an HTML file with scores and intervals, curves, confusion matrices, settings that differ, "
-            "and versions.",
+            "and versions; a file of that name is replaced.",
             show_default="none is written",
         ),
     ] = None,

@@ -158,7 +158,7 @@ def test_targets_and_settings_are_checked_before_stage_1(
         return str(found.value)
 
     given = ["--quick", "--shards", tones, "--target", tones]
-    assert "have no label" in error(*given, "--target", unlabelled)
+    assert "without a label" in error(*given, "--target", unlabelled)
     assert "cluster.algo = pic does not read it" in error(*given, "--set", "cluster.init=warm")
     monkeypatch.setattr(study_search, "SEARCHED", {"pseudo.k": [0]})
     assert "pseudo.k = 0: want a whole number or auto, at least 1" in error(*given, "--search")

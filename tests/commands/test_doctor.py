@@ -82,6 +82,8 @@ def test_every_auto_is_resolved_or_explained(cli: Cli) -> None:
         if value == "auto"
     }
     assert {"cluster.k", "train.batch_size", "pseudo.k"} <= fields and fields | {"--device", "--compile"} == set(found)
+    assert found["data.store"] == "the fastest store with room for the split"
+    assert found["eval.seconds"].startswith("the window of the authors' code for a LAPE task, for another set the crop")
     assert found["cluster.k"] == "512, or one for every 8 clips where that is fewer"
     assert found["pseudo.k"] == "the number of classes of the set, which is all that is read of the labels"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -86,6 +87,11 @@ def test_wrong_options_are_one_line_and_exit_code_2(cli: Cli, given: list[str], 
     done = cli(*given)
     assert done.code == 2 and done.out == "" and len(done.err.splitlines()) == 1
     assert all(part in done.error for part in parts), done.err
+
+
+@pytest.mark.parametrize("command", ["report", "peek", "clusters"])
+def test_help_says_what_is_replaced(cli: Cli, command: str) -> None:
+    assert "a file of that name is replaced" in re.sub(r"[\s│|]+", " ", cli(command, "--help").out)
 
 
 def test_a_group_without_a_command_prints_its_help(cli: Cli) -> None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from unfused_fast.config.checks import feature_layers
 from unfused_fast.config.fields import Config
 from unfused_fast.config.presets import field_texts, flatten, from_flat, preset, with_values
 from unfused_fast.errors import UserError
@@ -99,3 +100,10 @@ def test_a_recorded_config_is_read_though_a_later_version_has_more_fields() -> N
     assert from_flat(recorded) == with_values(config, {"loss.temperature": Config().loss.temperature})
     with pytest.raises(UserError, match=r"config of another version: unknown fields loss\.gamma; train again"):
         from_flat({**recorded, "loss.gamma": 1.0})
+
+
+def test_the_names_of_features_are_listed() -> None:
+    with pytest.raises(UserError, match=r"there are block1, block2, block3, encoder, and projector alone$"):
+        with_values(Config(), {"eval.features": "foo"})
+    with pytest.raises(UserError, match=r"encoder$"):
+        feature_layers("foo", "features")

@@ -57,7 +57,8 @@ def test_what_is_refused_before_anything_runs(
         return str(done.error)
 
     for setting in ("clusters.k=4", "cluster.kk=4", "cluster.k=many", "cluster.algo=pic"):
-        assert error("ablate", tones, "--vary", setting) == error("train", "pretrain", tones, "--set", setting)
+        varied, plain = error("ablate", tones, "--vary", setting), error("train", "pretrain", tones, "--set", setting)
+        assert varied == plain.replace("--set", "--vary", 1)
     untested = pack_rows([row for row in tone_rows if row.split != "test"], tmp_path / "untested")
     # each of two groups holds all clips of a class, and some of the third
     of_class = {"middle": "A", "high": "B"}
@@ -70,9 +71,13 @@ def test_what_is_refused_before_anything_runs(
         ("given twice", tones, "cluster.k=4", "--vary", "cluster.k=8"),
         ("use --seeds", tones, "train.seed=0,1"),
         ("to compare several: unfused-fast compare", tones, "method.name=moco,byol"),
-        ("have no label", unlabelled, "cluster.k=4"),
+        ("without a label", unlabelled, "cluster.k=4"),
         ("no test split; use valid", untested, "eval.select=valid,best_test"),
-        ("no group of its train clips can be held out", pack_rows(needed, tmp_path / "needed"), "cluster.k=2,4"),
+        (
+            "needed: no group of its train clips can be held out",
+            pack_rows(needed, tmp_path / "needed"),
+            "cluster.k=2,4",
+        ),
     ):
         assert words in error("ablate", shards, "--vary", *varied)
     (tmp_path / "photos").mkdir()
@@ -94,7 +99,9 @@ def test_the_table_is_that_of_the_single_commands_and_a_cell_that_diverges_is_a_
     run, scored, seed = tmp_path / "run", tmp_path / "linear", 1
     trained = cli("train", "pretrain", tones, "--out", run, "--seed", seed, *flags, "--set", "cluster.k=2")
     assert trained.code == 0, trained.err
-    scores = cli("train", "linear", tones, "--encoder", run, "--out", scored, "--seed", seed, *tiny, *FEW, "--json")
+    scores = cli(
+        "train", "linear", tones, "--encoder", run, "--out", scored, "--seed", seed, *FEW, "--device", "cpu", "--json"
+    )
     tests = two["test"]["values"]
     assert tests[seed] == json.loads(scores.out)["test"] and two["seeds"] == [0, 1] and two["state"] == "done"
     assert two["test"]["mean"] == pytest.approx(np.mean(tests))
@@ -151,3 +158,8 @@ def test_a_stopped_command_goes_on_and_stage_1_is_shared(
     more = cli("ablate", *arguments[:2], "distill.alpha=1,0.5", *arguments[3:], "--out", out, "--json")
     assert more.code == 0 and len([*out.glob("runs/distill-*/")]) == 3
     assert json.loads(more.out)["rows"][0]["test"] == straight[1]["test"]
+    # and the table says what it shows no longer
+    (gone,) = json.loads(more.out)["not_shown"]
+    assert gone.startswith(f"{names[0]}, seed 0 (linear-")
+    assert f"Not shown: 1 more result in {out}, such as {gone}." in (out / "ablation.md").read_text()
+    assert json.loads(done.out)["not_shown"] == []

@@ -12,6 +12,7 @@ from scipy.stats import binom
 from sklearn.metrics import average_precision_score
 
 from unfused_fast.evaluation import intervals
+from unfused_fast.evaluation.comparison import evaluation_tables
 from unfused_fast.evaluation.intervals import scored
 from unfused_fast.evaluation.measure import Measured
 from unfused_fast.evaluation.table import comparisons, result_rows, result_table
@@ -73,6 +74,20 @@ def test_encoders_are_compared_over_the_seeds_of_both() -> None:
     assert pair["seeds"] == [0, 1] and pair["difference"] == pytest.approx(0.15)
     assert 0 < pair["interval"][0] < 0.15 < pair["interval"][1]
     assert comparisons(SINGLE, scored(SINGLE, [measured[0], measured[-1]], 0)) == [], "no seed is of both"
+
+
+def test_one_recording_has_no_p_of_the_bootstrap() -> None:
+    clips, right, wrong = clips_of(np.ones(1, dtype=np.int64)), np.array([[0, 1]]), np.array([[1, 0]])
+    measured = [
+        measurement(name, name, 0, of.astype(np.float32)) for name, of in zip("ABC", (wrong, right, right), strict=True)
+    ]
+    scores = scored(clips, measured, 0)
+    pairs = {pair["first"] + pair["second"]: pair for pair in comparisons(clips, scores)}
+    assert (pairs["AB"]["interval"], pairs["AB"]["p_bootstrap"]) == ([-1, -1], None) and pairs["BC"]["p_bootstrap"] == 1
+    facts = {"metric": "accuracy", "task": "a set", "plan": {"holdout": None}, "comparisons": [*pairs.values()]}
+    result, differences = evaluation_tables({**facts, "rows": result_rows(clips, scores)})
+    assert result[0] == "test accuracy in % on a set, 1 recording"
+    assert [row[differences[1].index("p (bootstrap)")] for row in differences[2]] == ["", "", "1.000"]
 
 
 def test_of_several_labels_the_test_is_the_mean_over_folds_and_a_fold_is_sorted_once(

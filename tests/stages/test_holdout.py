@@ -42,7 +42,7 @@ def test_a_set_without_a_test_split_is_offered_one_and_gets_it(cli: Cli, unteste
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert result["held_out"] == {"fraction": 0.2, "recordings": 12, "groups": 4, "whole_groups": True}
-    assert "12 of 60 train recordings are held out as test, of 4 whole groups" in done.err
+    assert "held out as test: 12 of 60 train recordings, of 4 whole groups" in done.err
     assert "held out of train (--holdout 0.2)" in (out / "evaluation.md").read_text()
     table = open_shards(untested).clips.to_pylist()
     tested = [table[row["clip_id"]] for row in pq.read_table(out / "predictions.parquet").to_pylist()]
@@ -180,7 +180,9 @@ def test_what_is_not_used_or_padded_is_said_once_with_its_count(
     done = cli("evaluate", untested, "--out", tmp_path / "out", *arguments)
     assert done.code == 0, done.err
     short = sum(clip["seconds"] < 1.15 for clip in open_shards(untested).clips_in("train").to_pylist())
-    assert 10 < short < 50 and f"{short} of 60 clips of train are shorter than a crop of 1.15 s" in done.err
+    assert (
+        10 < short < 50 and f"shorter than a crop of 1.15 s, and padded with silence: {short} of 60 clips" in done.err
+    )
     lines = [line for line in done.err.splitlines() if not line.startswith("evaluate: ")]
     assert unused in done.err and len(lines) == len({line.split(" ready in ")[0] for line in lines})
     assert sum(line.startswith("data.store: auto") for line in lines) == 1, done.err

@@ -66,7 +66,9 @@ def check(
 
 def peek(
     shards: Shards,
-    out: Annotated[Path, typer.Option(help="PNG picture of log-mels to write.")] = Path("peek.png"),
+    out: Annotated[
+        Path, typer.Option(help="PNG picture of log-mels to write; a file of that name is replaced.")
+    ] = Path("peek.png"),
     play_to: Annotated[
         Path | None, typer.Option(help="Folder to write the same clips to, as WAV.", show_default="none are written")
     ] = None,
@@ -179,7 +181,11 @@ def clusters(
     top: Annotated[int, typer.Option(help="Number of most central clips to show for each cluster.", min=0)] = 5,
     limit: Annotated[int, typer.Option(help="Number of clusters to show; 0: all. --json has all.", min=0)] = 20,
     png: Annotated[
-        Path | None, typer.Option(help="Picture of the cluster sizes to write.", show_default="none is written")
+        Path | None,
+        typer.Option(
+            help="Picture of the cluster sizes to write; a file of that name is replaced.",
+            show_default="none is written",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -67,8 +67,8 @@ class DataConfig:
 
     store: Store = "auto"
     """How log-mels are stored: recomputed each epoch (stream), or once and held on the device (resident), in the host's
-    memory, from which batches go by pinned buffers (pinned), or on disk (mmap). Ours: `auto` is the fastest of them in
-    whose memory the split fits.
+    memory, from which batches go by pinned buffers (pinned), or on disk (mmap). Ours: `auto` is the fastest store
+    with room for the split.
     """
     partitions: Count = 8
     """Partitions of a split: so many parts of neighbouring clips, of which each process of a run holds equally many, so

@@ -42,7 +42,7 @@ def feature_layers(features: str, name: str) -> tuple[Layer, ...]:
     if len(found) < len(parts):
         raise UserError(
             f"{name} = {features}: want layers with + between, each once, such as block3+encoder, or all; there are "
-            f"{', '.join(LAYERS)}"
+            f"{', '.join(LAYERS)}{', and projector alone' if name in ('eval.features', 'pseudo.feature') else ''}"
         )
     return found
 

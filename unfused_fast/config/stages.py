@@ -113,8 +113,8 @@ class EvalConfig:
     `train.seed`). Ours: full; the authors' code draws anew each epoch, on the test too.
     """
     seconds: Annotated[float | Auto, ABOVE_0] = "auto"
-    """Length of such a crop, in seconds; a shorter clip is taken whole. Source: authors. `auto`: their window of the
-    task where the set is one of LAPE's, else the crop that the encoder was trained on.
+    """Length of such a crop, in seconds; a shorter clip is taken whole. Source: authors. `auto`: the window of
+    the authors' code for a LAPE task, for another set the crop that the encoder was trained on.
     """
     encoder_mode: Literal["eval", "train"] = "eval"
     """Mode of the frozen encoder over the train split. Ours: eval; `train` is for parity: dropout is active, BatchNorm

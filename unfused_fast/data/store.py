@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unfused_fast.config import Store
-from unfused_fast.console import console
+from unfused_fast.console import console, counted
 from unfused_fast.data import first_pass, log_mel_cache
 from unfused_fast.data.crops import crop_samples
 from unfused_fast.data.dali import import_dali
@@ -146,8 +146,8 @@ def _report_padded(loader: Loader) -> None:
     shortest = crop_samples(loader.config)
     if short := int((loader.samples[loader.clip_ids] < shortest).sum()):
         console.once(
-            f"data: {short} of {loader.clips} clips of {loader.split} are shorter than a crop of "
-            f"{loader.config.data.crop_seconds:g} s and are padded with silence",
+            f"data: shorter than a crop of {loader.config.data.crop_seconds:g} s, and padded with silence: {short} of "
+            f"{counted(loader.clips, 'clip')} of {loader.split}",
             about=("padded", loader.shards.directory, loader.split, shortest),
         )
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unfused_fast.console import console, progress_bar
+from unfused_fast.console import console, counted, progress_bar
 from unfused_fast.errors import UserError, cause
 from unfused_fast.shards.audio.codec import decode_clip
 from unfused_fast.shards.packing.workers import available_cores
@@ -64,8 +64,8 @@ def find_unreadable(shards: ShardSet, split: str, limit: int) -> list[int]:
                     console.once(f"clip {clip_key(clip_id)} of {tar.name}: {reason}; left out", style="yellow")
     if len(found) > limit:
         raise UserError(
-            f"{shards.directory}: {len(found)} clips of {split} cannot be read, --skip-bad is {limit}; unfused-fast "
-            f"check {shards.directory} reports what is wrong"
+            f"{shards.directory}: {counted(len(found), 'clip')} of {split} cannot be read, --skip-bad is {limit}; "
+            f"unfused-fast check {shards.directory} reports what is wrong"
         )
     if len(found) == total:
         raise UserError(f"{shards.directory}: no clip of {split} can be read or decoded; pack it again")
@@ -135,7 +135,7 @@ def left_out_input(left_out: Sequence[int]) -> dict[str, str]:
 def skipped(left_out: Sequence[int]) -> dict[str, Any]:
     """For result.json: how many clips were left out, and their keys."""
     if left_out:
-        console.print(f"{len(left_out)} clips could not be read and were left out", style="yellow")
+        console.print(f"left out as unreadable: {counted(len(left_out), 'clip')}", style="yellow")
     return {"skipped": {"clips": len(left_out), "keys": list(map(clip_key, left_out))}}
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unfused_fast.config import Config, flatten
-from unfused_fast.console import console
+from unfused_fast.console import console, counted
 from unfused_fast.errors import UserError
 from unfused_fast.evaluation.intervals import scored
 from unfused_fast.evaluation.measure import Measured, Plan, measure
@@ -152,7 +152,7 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[TextTable]:
     """The metric and its test recordings; and comparisons of each pair of encoders, where there are several. Columns
     that are empty in every row are left out.
     """
-    recordings = f"{result['rows'][0]['test_recordings']:,} recordings"
+    recordings = counted(result["rows"][0]["test_recordings"], "recording")
     held = held_out_text(result["plan"]["holdout"])
     title = f"test {result['metric']} in % on {result['task']}, {recordings}{held}"
     pairs = result["comparisons"]

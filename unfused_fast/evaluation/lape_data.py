@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from unfused_fast.config import TASKS, Task
-from unfused_fast.console import console
+from unfused_fast.console import console, counted
 from unfused_fast.errors import UserError
 from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.datasets import DATASETS, dataset_rows
@@ -88,7 +88,7 @@ def shards_of(task: Task, place: Path, out: Path, workers: int | None) -> ShardS
         reason = str(error).removeprefix(f"{out}: ").split(";")[0]
         raise UserError(f"{out}: {reason}; delete it to pack {place} again") from error
     if not there:
-        console.print(f"{task.name}: packed {packed.packed} clips in {packed.wall_seconds:.0f} s")
+        console.print(f"{task.name}: packed {counted(packed.packed, 'clip')} in {packed.wall_seconds:.0f} s")
     return packed.shard_set
 
 

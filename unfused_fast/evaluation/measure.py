@@ -144,6 +144,9 @@ def measure(
         clips = replace(clips, targets=permuted(clips, plan.by_folds, config.train.seed))
     given = [(name, run, number) for name, runs in encoders.items() for number, run in enumerate(runs)]
     loaded = ranks.every(lambda: {run: load_encoder(run, device) for _, run, _ in given if run not in BASELINES})
+    if config.eval.features == "projector":
+        for frozen in loaded.values():
+            frozen.head()  # raises before anything is measured
     report_test_in_training(list(loaded), shards, clips)
     architecture = next(iter(loaded.values())).config if loaded else config
     found, splits = list[Measured](), dict[str, Tensor]()

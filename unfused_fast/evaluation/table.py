@@ -77,7 +77,8 @@ def result_rows(clips: LabelledClips, scores: Sequence[Scored]) -> list[dict[str
 def comparisons(clips: LabelledClips, scores: Sequence[Scored]) -> list[dict[str, Any]]:
     """Each pair of encoders with the same method and share of labels, over the seeds that both were measured with.
 
-    Paired bootstrap of the difference first - second over the same resamples, two-sided; McNemar's test on the first
+    Paired bootstrap of the difference first - second over the same resamples, two-sided, without a p value where all of
+    them give the same difference, which then says nothing about its error; McNemar's test on the first
     repetition of each, for single labels.
     """
     pairs = []
@@ -88,6 +89,7 @@ def comparisons(clips: LabelledClips, scores: Sequence[Scored]) -> list[dict[str
         ours, theirs = ([one for one in group if one.found.seed in shared] for group in (these, those))
         difference = _mean_draws(ours) - _mean_draws(theirs)
         fewer = min(int((difference <= 0).sum()), int((difference >= 0).sum()))
+        one_value = difference.min() == difference.max() != 0
         right = [] if clips.multi_label else [right_of(clips, group[0].found) for group in (ours, theirs)]
         pairs.append(
             {
@@ -98,7 +100,7 @@ def comparisons(clips: LabelledClips, scores: Sequence[Scored]) -> list[dict[str
                 "seeds": sorted(shared),
                 "difference": float(np.mean(_repetitions(ours)) - np.mean(_repetitions(theirs))),
                 "interval": [*percentile_interval(difference)],
-                "p_bootstrap": min(1.0, 2 * (fewer + 1) / (len(difference) + 1)),
+                "p_bootstrap": None if one_value else min(1.0, 2 * (fewer + 1) / (len(difference) + 1)),
                 "mcnemar": mcnemar(*right) if right else None,
             }
         )
@@ -137,7 +139,7 @@ def pair_table(pairs: Sequence[Mapping[str, Any]]) -> TextTable:
             f"{100 * pair['label_fraction']:.3g} %",
             percent(pair["difference"], sign="+"),
             percent_span(pair["interval"]),
-            f"{pair['p_bootstrap']:.3f}",
+            "" if pair["p_bootstrap"] is None else f"{pair['p_bootstrap']:.3f}",
             "" if pair["mcnemar"] is None else f"{pair['mcnemar']['p_value']:.3g}",
         ]
         for pair in pairs

@@ -69,11 +69,15 @@ class FrozenEncoder:
         pooled = torch.cat([pool_time(*layer_steps(output, layer), pool) for layer in layers], dim=1)
         if kind != "projector":
             return pooled.float()
+        return torch.as_tensor(self.head()(pooled)).float()
+
+    def head(self) -> torch.nn.Module:
+        """The projection head. Raises UserError where there is none."""
         if self.projector is None:
             raise UserError(
                 f"{self.name}: it has no projection head (only pre-training runs do); leave the feature at encoder"
             )
-        return torch.as_tensor(self.projector(pooled)).float()
+        return self.projector
 
 
 def log_mel_statistics_features(log_mel: Tensor, frame_counts: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unfused_fast.console import console
+from unfused_fast.console import console, counted
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import NO_LABEL, ShardSet
 from unfused_fast.shards.sources.split_names import FIRST_SPLITS
@@ -139,7 +139,8 @@ def labelled_clips(
     kept = np.flatnonzero(table["fold"].is_valid().to_numpy()) if by_folds else np.arange(len(table))
     if len(kept) < len(table):
         console.once(
-            f"{shards.directory}: {len(table) - len(kept)} of {len(table)} clips have no fold and are not used"
+            f"{shards.directory}: without a fold, and not used: {len(table) - len(kept)} of "
+            f"{counted(len(table), 'clip')}"
         )
     table = table.take(kept).combine_chunks()
     # numbers in order of first rows
@@ -158,8 +159,8 @@ def labelled_clips(
     )
     if (files := len(np.unique(recordings))) < len(kept):
         console.once(
-            f"{shards.directory}: {len(kept)} labelled clips are pieces of {files} recordings; scores are of "
-            "recordings, by the mean of their pieces"
+            f"{shards.directory}: {len(kept)} labelled clips are pieces of {counted(files, 'recording')}; scores are "
+            "of recordings, by the mean of their pieces"
         )
     return clips if holdout is None else _with_test(clips, holdout)
 
@@ -169,7 +170,11 @@ def held_out_rows(
 ) -> tuple[NDArray[np.bool_], bool]:
     """Which train rows are held out, all pieces of a recording together, and whether no group is in both parts."""
     first, of_row = clips.recordings(train)
-    held, whole = hold_out_groups([clips.groups[row] for row in first], clips.targets[first], fraction, seed, stream)
+    groups = [clips.groups[row] for row in first]
+    try:
+        held, whole = hold_out_groups(groups, clips.targets[first], fraction, seed, stream)
+    except UserError as error:
+        raise UserError(f"{clips.directory}: {error}") from error
     return held[of_row], whole
 
 
@@ -233,15 +238,19 @@ def _with_test(clips: LabelledClips, fraction: float) -> LabelledClips:
     out, whole = held_out_rows(clips, train, fraction, HOLD_OUT_SEED, TEST)
     first = clips.recordings(train[out]).rows
     held = HeldOut(fraction, len(first), len({clips.groups[row] for row in first}), whole)
-    how = f"of {held.groups} whole groups" if whole else "whose groups train has too, since each class is one group"
+    how = (
+        f"of {counted(held.groups, 'whole group')}"
+        if whole
+        else "whose groups train has too, since each class is one group"
+    )
     console.once(
-        f"{clips.directory}: no test split; {held.recordings} of {len(clips.recordings(train).rows)} train recordings "
-        f"are held out as test, {how}"
+        f"{clips.directory}: no test split; held out as test: {held.recordings} of "
+        f"{counted(len(clips.recordings(train).rows), 'train recording')}, {how}"
     )
     if without := clips.unknown(train, first):
         console.once(
-            f"{clips.directory}: {len(without)} of {len(clips.label_names)} classes are not in the held-out test, "
-            f"such as {without[0]}: none of their groups can be held out",
+            f"{clips.directory}: not in the held-out test: {len(without)} of {len(clips.label_names)} classes, such as "
+            f"{without[0]}, of which no group can be held out",
             style="yellow",
         )
     splits = np.array(clips.split_of, dtype=object)
@@ -260,8 +269,9 @@ def _targets(shards: ShardSet, table: pa.Table) -> NDArray[Any]:
         split = split_of[without.argmax()]
         own = split_of == split
         raise UserError(
-            f"{shards.directory}: {int(without[own].sum())} of {int(own.sum())} clips of split {split} have no label; "
-            "evaluation needs one each: pack with a `label` column, with --labels-from-folders, or with --dataset"
+            f"{shards.directory}: without a label: {int(without[own].sum())} of {counted(int(own.sum()), 'clip')} of "
+            f"split {split}; evaluation needs one each: pack with a `label` column, with --labels-from-folders, or "
+            "with --dataset"
         )
     if not multi_label:
         return single

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfused_fast.config import BASELINES, Config
-from unfused_fast.console import console
+from unfused_fast.console import console, counted
 from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.shards.sources.split_names import FIRST_SPLITS
@@ -187,15 +187,15 @@ def _round(clips: LabelledClips, name: str, use: NDArray[np.str_], valid_fractio
         where = "" if name == "test" else f"{name}: "
         count, total = (len(clips.recordings(found).rows) for found in (held, rows))
         console.once(
-            f"{where}no validation split; {count} of {total} train recordings are held out for it",
+            f"{where}no validation split; held out for it: {count} of {counted(total, 'train recording')}",
             about=("validation", name, len(rows), valid_fraction),
         )
         rows = rows[~out]
     unknown = clips.unknown(test, rows)
     if clips.multi_label and unknown:
         console.once(
-            f"{name} has {len(unknown)} classes that train lacks, such as {unknown[0]}: no head can learn them, and "
-            "they count in mAP",
+            f"{name}: {counted(len(unknown), 'label')} without a clip in train, such as {unknown[0]}: no head can "
+            "learn that, and mAP counts it",
             style="yellow",
         )
     elif unknown:

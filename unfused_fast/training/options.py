@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from unfused_fast.config import Config
-from unfused_fast.console import console
+from unfused_fast.console import console, counted
 from unfused_fast.data import Loader
 from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.errors import Interrupted, UserError
@@ -205,7 +205,7 @@ def report_unused_splits(shards: ShardSet) -> None:
     for name, info in shards.manifest.splits.items():
         if name not in FIRST_SPLITS:
             console.once(
-                f"{shards.directory}: split '{name}' ({info.clips} clips) is not used: only splits named "
+                f"{shards.directory}: split '{name}' ({counted(info.clips, 'clip')}) is not used: only splits named "
                 f"{', '.join(FIRST_SPLITS)} are; to use it, pack it again under one of these names",
                 style="yellow",
             )
@@ -214,7 +214,7 @@ def report_unused_splits(shards: ShardSet) -> None:
 def resolve_batch_size(config: Config, clips: int) -> int:
     """The batch size of a run over `clips` clips: at most `clips`, so that an epoch has a step."""
     if clips < 2:
-        raise UserError(f"the train split has {clips} clip; training needs at least 2")
+        raise UserError(f"the train split has {counted(clips, 'clip')}; training needs at least 2")
     found = config.train.clips_a_step(clips)
     if config.train.batch_size == "auto":
         console.once(f"train.batch_size: auto is {found} for {clips} clips")
