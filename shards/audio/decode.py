@@ -35,6 +35,8 @@ LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 100, 1_536_000
 soxr needs seconds per file to set up for the 2 GHz of a broken header."""
 LONGEST_FILE_SECONDS = 24 * 3600.0
 """Longest file. Ours: a day of a field recorder; a few kilobytes of FLAC can decode to years."""
+LARGEST_SAMPLE = 64.0
+"""Ours: 36 dB above full scale. No recording reaches it, but integers converted to float without scaling do."""
 SPAN_FRAMES = 1 << 25
 """Most samples per channel that are in memory at once: 128 MB, eleven minutes at 48 kHz. A longer piece is decoded in
 spans."""
@@ -114,7 +116,7 @@ def decode_piece(path: Location, frames: int, start: int, stop: int) -> Decoded:
     all before it.
 
     Raises:
-        Rejected: as `probe`; or fewer samples than the header declares, or not finite.
+        Rejected: as `probe`; or fewer samples than the header declares, or not finite, or beyond LARGEST_SAMPLE.
     """
     file = open_audio(path, frames)
     try:
@@ -163,13 +165,14 @@ def _decode_span(file: ForwardFile, frames: int, start: int, stop: int, clipping
         if rate_hz == SAMPLE_RATE_HZ:
             return mono[start - offset : stop - offset].astype("<i2", copy=False)
         mono = mono * np.float32(1 / 32768)
+    peak = max(mono.max(initial=0), -mono.min(initial=0))  # NaN if any is
+    if not np.isfinite(peak):
+        raise Rejected(Reason.NON_FINITE, "NaN or infinite")
+    if peak > LARGEST_SAMPLE:
+        raise Rejected(Reason.SCALE, f"up to {peak:g}, not in [-1, 1]; divide 16-bit integers by 32768")
     if rate_hz != SAMPLE_RATE_HZ:
-        read, mono = mono, soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ, RESAMPLING_QUALITY)
-    if not np.isfinite(mono).all():
-        too_large = rate_hz != SAMPLE_RATE_HZ and np.isfinite(read).all()
-        raise Rejected(Reason.NON_FINITE, "too large to resample" if too_large else "NaN or infinite")
-    with np.errstate(over="ignore"):  # infinity is clipped as any large number
-        scaled = mono[start - offset : stop - offset] * np.float32(32768)
+        mono = soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ, RESAMPLING_QUALITY)
+    scaled = mono[start - offset : stop - offset] * np.float32(32768)
     pcm: NDArray[np.int16] = np.clip(np.rint(scaled, out=scaled), -32768, 32767, out=scaled).astype("<i2")
     return pcm
 

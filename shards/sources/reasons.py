@@ -19,6 +19,7 @@ class Reason(StrEnum):
     RATE = "unusable sample rate"
     DAMAGED = "truncated or damaged"
     NON_FINITE = "non-finite samples"
+    SCALE = "samples out of range"
     CRASHED = "crashed the decoder"
     HUNG = "hung the decoder"
 

@@ -207,9 +207,9 @@ def test_bad_input_is_refused_in_words(embedder: Embedder, waveform: Any, rate: 
             embed(waveform, rate)
 
 
-@pytest.mark.parametrize("lengths", [5, [5, 5], [0], [16001], [[5]]])
+@pytest.mark.parametrize("lengths", [5, [5, 5], [0], [16001], [[5]], "a", [1.5], [1j], object()])
 def test_lengths_are_one_for_each_clip(embedder: Embedder, lengths: Any) -> None:
-    with pytest.raises(UserError, match=r"lengths .*: want a list of one from 1 to the samples of each clip"):
+    with pytest.raises(UserError, match=r"lengths .*: want a list of one whole number from 1 to the samples"):
         embedder.embed(torch.zeros(1, 16000), 16000, lengths=lengths)
 
 
@@ -234,7 +234,9 @@ def test_any_float_in_any_layout_is_the_same_clip(embedder: Embedder) -> None:
         torch.testing.assert_close(embedder.embed(strided, 48000), embedder.embed(at_48k, np.float64(48000)))  # type: ignore[arg-type]
 
 
-def test_load_names_what_is_not_there(tmp_path: Path) -> None:
+def test_load_names_what_is_not_there(tmp_path: Path, pretrained: Path) -> None:
+    with pytest.raises(UserError, match=r"pool = 'avg': want one of maxmean, mean, max"):
+        unfused_fast.load(pretrained, pool="avg")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="not a run"):
         unfused_fast.load(tmp_path)
     with pytest.raises(AttributeError, match="no_such"):

@@ -48,6 +48,12 @@ def test_a_pipeline_learns_the_tones(pretrained: Path, tone_rows: list[SourceRow
     assert score > 0.6  # chance is a third
 
 
+@pytest.mark.parametrize("size", [0, 1.5, "all"])
+def test_no_such_batch_size(pretrained: Path, size: Any) -> None:
+    with pytest.raises(UserError, match=f"batch_size = {size}: want a whole number"):
+        UnfusedEmbedder(pretrained, device="cpu", batch_size=size).fit([]).transform([np.zeros(16000, np.float32)])
+
+
 def test_a_file_that_is_no_audio(pretrained: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.wav").write_text("no audio")
     with pytest.raises(UserError, match=r"notes\.wav: not audio"):

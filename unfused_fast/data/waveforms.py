@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Number, Real
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 import soxr
@@ -23,7 +24,7 @@ from unfused_fast.data.order import Int64s, Reading, SplitIndex
 from unfused_fast.data.unreadable import read_clip, reading_error
 from unfused_fast.errors import UserError
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
-from unfused_fast.shards.audio.decode import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, RESAMPLING_QUALITY
+from unfused_fast.shards.audio.decode import HIGHEST_RATE_HZ, LARGEST_SAMPLE, LOWEST_RATE_HZ, RESAMPLING_QUALITY
 from unfused_fast.shards.sets.shard_files import members_of
 
 Waveform = Tensor | NDArray[np.floating] | Sequence[Tensor | NDArray[np.floating]]
@@ -32,8 +33,6 @@ gives, would be read as that many clips: average the channels first."""
 FEWEST_COLUMNS = 160
 """An array with fewer columns than this, and than rows, is refused as (samples, channels). Ours: a clip of less than 10
 ms has no audible content, and so many channels are rare."""
-LARGEST_SAMPLE = 64.0
-"""Ours: 36 dB above full scale. No recording reaches it, but integers converted to float without scaling do."""
 _SCALES = {"uint8": "subtract 128, then divide by 128", "int32": "divide by 2147483648"}
 _MONO = "average the channels, with waveform.mean(axis=1)"
 
@@ -100,12 +99,7 @@ def clips_16k(waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Ten
         raise UserError(f"sample_rate = {found}: want hertz, {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ}, such as 16000")
     rows = _rows(waveform)
     if lengths is not None:
-        wanted = torch.as_tensor(lengths).cpu()
-        if wanted.shape != (len(rows),) or any(
-            not 0 < int(length) <= len(row) for length, row in zip(wanted, rows, strict=True)
-        ):
-            raise UserError(f"lengths {wanted.tolist()}: want a list of one from 1 to the samples of each clip")
-        rows = [row[: int(length)] for row, length in zip(rows, wanted, strict=True)]
+        rows = _shortened(rows, lengths)
     peaks = torch.stack([row.abs().amax().to(rows[0].device, torch.float32) for row in rows]).tolist()  # read once
     for clip, peak in enumerate(peaks):
         if not math.isfinite(peak):
@@ -121,6 +115,18 @@ def clips_16k(waveform: Waveform, sample_rate: int, lengths: Sequence[int] | Ten
     if not all(map(len, made)):
         raise UserError(f"a clip is shorter than one sample at {SAMPLE_RATE_HZ} Hz; give a longer one")
     return [torch.from_numpy(array) for array in made]
+
+
+def _shortened(rows: list[Tensor], lengths: Sequence[int] | Tensor) -> list[Tensor]:
+    """The first samples of each row, as many as `lengths` says."""
+    wanted: Any = lengths
+    try:
+        wanted = torch.as_tensor(lengths).tolist()
+        if all(0 < length <= len(row) and length == int(length) for row, length in zip(rows, wanted, strict=True)):
+            return [row[: int(length)] for row, length in zip(rows, wanted, strict=True)]
+    except (TypeError, ValueError, RuntimeError):  # no numbers, or not one for each row
+        pass
+    raise UserError(f"lengths {wanted}: want a list of one whole number from 1 to the samples of each clip")
 
 
 def check_batch(waveform: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -83,12 +83,17 @@ class Embedder(nn.Module):
         Args:
             pool: over time; None: as the encoder was trained (`model.pool`).
             features: layers whose pooled outputs stand side by side, as `eval.features`; there is no projection head.
+
+        Raises:
+            UserError: no encoder, or no such pool or features.
         """
         super().__init__()
         if encoder.network is None:
             raise UserError(f"{encoder.name}: it has no encoder; give a run of train pretrain, distill or finetune")
         self.name, self.config = encoder.name, encoder.config
-        self.pool: Pool = pool or encoder.config.model.pool
+        self.pool: Pool = encoder.config.model.pool if pool is None else pool
+        if self.pool not in get_args(Pool):
+            raise UserError(f"pool = {pool!r}: want one of {', '.join(get_args(Pool))}")
         self.cutting, self.features = cutting_of(encoder.config), features
         self._layers = feature_layers(features, "features")
         norm = encoder.config.data.norm
@@ -278,6 +283,6 @@ def load(run: str | Path, device: str = "auto", pool: Pool | None = None, featur
         pool, features: see Embedder.
 
     Raises:
-        UserError: no such run, folder or model, damaged files, or no such device.
+        UserError: no such run, folder or model, damaged files, or no such device, pool or features.
     """
     return Embedder(load_encoder(run, resolve_device(device)), pool, features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,15 +56,19 @@ class UnfusedEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         self.features = features
 
     def fit(self, X: Sequence[Clip] | NDArray[np.floating], y: Any = None) -> Self:
-        """Loads the encoder. Raises UserError: no encoder at the path, or no such device."""
+        """Loads the encoder. Raises UserError: as embedder.load."""
         self.embedder_: Embedder = load(self.encoder, self.device, self.pool, self.features)
         self._n_features_out = self.embedder_.scene_embedding_size
         return self
 
     def transform(self, X: Sequence[Clip] | NDArray[np.floating]) -> NDArray[np.float32]:
-        """(N, D) float32. Raises UserError: not fitted, a file that cannot be used, or what Embedder.embed refuses."""
+        """(N, D) float32. Raises UserError: not fitted, no such batch_size, a file that cannot be used, or what
+        Embedder.embed refuses.
+        """
         if not hasattr(self, "embedder_"):
             raise UserError("UnfusedEmbedder is not fitted; call fit first, which loads the encoder")
+        if not isinstance(self.batch_size, Integral) or self.batch_size < 1:
+            raise UserError(f"batch_size = {self.batch_size}: want a whole number of clips, 1 or more")
         check_batch(X)
         rows, clips = [np.empty((0, self.embedder_.scene_embedding_size), np.float32)], iter(X)
         while some := list(islice(clips, self.batch_size)):

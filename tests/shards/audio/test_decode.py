@@ -19,6 +19,7 @@ from whole_files import decoded
 from unfused_fast.shards.audio import decode
 from unfused_fast.shards.audio.codec import decode_clip, encode_clip
 from unfused_fast.shards.audio.decode import decode_samples, probe, samples_16k
+from unfused_fast.shards.sources.reasons import Rejected
 
 Tone = Callable[..., NDArray[np.float64]]
 
@@ -27,6 +28,15 @@ def test_loud_float_is_clipped_not_wrapped(tmp_path: Path) -> None:
     signal = np.array([0.0, 1.5, -1.5, 1.0, -1.0, 0.5] * 500)
     soundfile.write(tmp_path / "a.wav", signal, 16000, "FLOAT")
     np.testing.assert_array_equal(decoded(tmp_path / "a.wav")[:6], [0, 32767, -32768, 32767, -32768, 16384])
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_float_in_the_scale_of_integers_is_rejected(tmp_path: Path, rate: int, channels: int) -> None:
+    signal = np.repeat([[0.0], [-10000.0], [3.0]] * 500, channels, axis=1)
+    soundfile.write(tmp_path / "a.wav", signal, rate, "FLOAT")
+    with pytest.raises(Rejected, match=r"samples out of range: up to 10000, .*; divide 16-bit integers by 32768"):
+        decoded(tmp_path / "a.wav")
 
 
 @pytest.mark.parametrize("rate", [7919, 8000, 11025, 16000, 22050, 44100, 48000, 96000])
