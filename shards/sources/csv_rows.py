@@ -39,7 +39,7 @@ _SEVERAL = re.compile(r"[\[({].*[,'\"]|[^,]*[;|]", re.DOTALL)
 """Several labels as one: a list as Python or JSON writes it, or with another mark than a comma between them."""
 
 
-def csv_rows(table: Path | str, note: OnMessage = no_message) -> list[SourceRow]:
+def csv_rows(table: Path | str, note: OnMessage = no_message, of_splits: bool = True) -> list[SourceRow]:
     """The lines of a CSV with the columns path[,label or labels,split,group,fold], at a path or a URL.
 
     Names of columns are read in any case of letters. `labels` holds the labels of a multi-label set, separated by
@@ -47,6 +47,7 @@ def csv_rows(table: Path | str, note: OnMessage = no_message) -> list[SourceRow]
 
     Args:
         note: called with a sentence for everything that is renamed, assumed or not read.
+        of_splits: also where it concerns splits.
 
     Raises:
         UserError: not readable as CSV in UTF-8, no column path, a column twice, both label and labels, a line of more
@@ -94,11 +95,14 @@ def csv_rows(table: Path | str, note: OnMessage = no_message) -> list[SourceRow]
     unread = [escaped(name)[:40] or "(no name)" for at, name in enumerate(header) if at not in column.values()]
     more = f" and {len(unread) - 10} more" if len(unread) > 10 else ""
     for applies, remark in (
-        (counts[""], f"{counts['']} of {counted(len(rows), 'file')} have no split and are put in {DEFAULT_SPLIT}"),
-        (renamed, f"splits are renamed: {', '.join(renamed)}"),
+        (
+            of_splits and counts[""],
+            f"{counts['']} of {counted(len(rows), 'file')} have no split and are put in {DEFAULT_SPLIT}",
+        ),
+        (of_splits and renamed, f"splits are renamed: {', '.join(renamed)}"),
         (unread, f"columns not read: {', '.join(unread[:10])}{more}; the columns read are {', '.join(COLUMNS)}"),
         (
-            look_like_splits(row.label for row in rows if row.label is not None),
+            of_splits and look_like_splits(row.label for row in rows if row.label is not None),
             "every label is the name of a split; if these are splits, name the column split",
         ),
         (

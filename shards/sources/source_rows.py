@@ -27,6 +27,7 @@ def source_rows(
     work: Path | None = None,
     largest: int = LARGEST_INFLATED,
     note: OnMessage = no_message,
+    of_splits: bool = True,
     choice: Mapping[str, str] | None = None,
 ) -> list[SourceRow]:
     """A folder, an archive, a CSV, or a URL of one of these -> its rows, in a fixed order.
@@ -43,6 +44,7 @@ def source_rows(
             these folders have none.
         work, largest: see `list_source`.
         note: called with a sentence for each choice that may surprise, and for what is not read.
+        of_splits: also for those about splits, and about labels from folders.
 
     Raises:
         UserError: nothing at `source`, none of these, nothing listed, a CSV that csv_rows refuses,
@@ -64,13 +66,14 @@ def source_rows(
             raise UserError(
                 f"{title}: labels from folders need a folder, but this is a CSV; give it a column label instead"
             )
-        return csv_rows(source, note)
+        return csv_rows(source, note, of_splits)
     listing = list_source(source, work=work, largest=largest, note=note)
     rows = [SourceRow(location, in_unicode(path)) for path, location in listing.files.items()]
     rows += [SourceRow(refused(why), in_unicode(path)) for path, why in listing.not_read]
     if not rows:
         raise UserError(f"{title}: no files in it; name a folder or an archive that holds audio files")
     rows, notes = _by_folders(rows, labels_from_folders)
+    notes = notes if of_splits else []
     if listing.sets:
         notes.append(f"{counted(len(listing.sets), 'shard set')} in it left out, such as {listing.sets[0]}")
     for sentence in notes:

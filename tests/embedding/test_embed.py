@@ -13,6 +13,7 @@ from outcomes import Cli, refused
 
 from unfused_fast.embedding.embedder import Embedder
 from unfused_fast.embedding.files import embed_files
+from unfused_fast.embedding.sources import embed_rows
 from unfused_fast.errors import UserError
 from unfused_fast.shards.packing.pack import pack
 from unfused_fast.shards.sets.table import open_shards
@@ -36,6 +37,7 @@ def test_a_folder(cli: Cli, pretrained: Path, embedder: Embedder, folder: Path, 
     assert {path.name for path in tmp_path.iterdir()} == {out.name, f"{out.name}.rejected.csv"}
     refused(cli("embed", folder, "--encoder", pretrained, "--out", out), out, "--overwrite")
     refused(cli("embed", folder, "--encoder", pretrained, "--out", tmp_path / "a.npz", "--frames"), "--frames")
+    assert cli("embed", folder, "--out", tmp_path / "a.csv", "--frames", "--pool", "max").code == 2
 
 
 @pytest.mark.parametrize("frames", [False, True])
@@ -93,6 +95,7 @@ def test_lists_and_archives_and_what_cannot_be_used(
     (lists / "list.csv").write_text(f"path\n{paths[1]}\n../mixed/sound.wav\n")
     (mixed / "notes.wav").write_text("no audio")
     soundfile.write(mixed / "short.wav", np.ones(100), 16000)
+    soundfile.write(mixed / "scaled.wav", 1e4 * np.ones(16000), 16000, "FLOAT")
     soundfile.write(mixed / "silent.wav", np.zeros(16000), 16000)
     (mixed / "sound.wav").write_bytes(paths[2].read_bytes())
     out = tmp_path / "x.npz"
@@ -106,8 +109,11 @@ def test_lists_and_archives_and_what_cannot_be_used(
     names = [f"{tmp_path}/more.tar/inside/a.wav", str(paths[1]), "../mixed/sound.wav"]
     assert list(found["path"]) == [*names, f"{mixed}/silent.wav", f"{mixed}/sound.wav", str(paths[3])]
     lines = (tmp_path / "x.npz.rejected.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in lines] == ["path", f"{mixed}/notes.wav", f"{mixed}/short.wav"]
-    assert json.loads(done.out)["rejected"] == {"not audio": 1, "too short": 1}
+    assert [line.split(",")[0] for line in lines] == [
+        "path",
+        *(f"{mixed}/{name}.wav" for name in ("notes", "scaled", "short")),
+    ]
+    assert json.loads(done.out)["rejected"] == {"not audio": 1, "samples out of range": 1, "too short": 1}
 
 
 @pytest.mark.parametrize("frames", [False, True])
@@ -146,6 +152,21 @@ def test_few_long_files_are_measured_by_their_seconds(
     file = min(folder.iterdir())
     done = cli("embed", file, "--encoder", pretrained, "--out", tmp_path / "a.csv", "--device", "cpu", "--workers", 1)
     assert f"features by {pretrained}, 45.2 x real time" in " ".join(done.out.split()), done.err
+
+
+def test_what_is_left_out_is_said(tone_rows: list[SourceRow], tmp_path: Path) -> None:
+    """As `shard` says it, but nothing of splits."""
+    path, said = tone_rows[0].path, list[str]()
+    pack(tone_rows[:3], tmp_path / "in/set", workers=0)
+    (tmp_path / "in/train").mkdir()
+    (tmp_path / "in/train/a.wav").symlink_to(str(path))
+    table = tmp_path / "some.csv"
+    table.write_text(f"path,start,end,label,split\n{path},0,1,train,\n")
+    assert len(embed_rows([str(tmp_path / "in"), str(table)], said.append)) == 2
+    assert said == [
+        f"{tmp_path}/in: 1 shard set in it left out, such as {tmp_path}/in/set",
+        f"{table}: columns not read: start, end; the columns read are path, label, labels, split, group, fold",
+    ]
 
 
 def test_a_part_of_a_set_and_an_unfinished_one(tone_rows: list[SourceRow], tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ def done_of(out: Path) -> int:
     return len(list(out.with_name(f"{out.name}.partial").glob("*.json")))
 
 
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 @pytest.mark.parametrize(("ending", "frames"), [("npz", False), ("zarr", False), ("parquet", True), ("zarr", True)])
 def test_stopped_at_any_batch_and_gone_on_with(
     embedder: Embedder, folder: Path, tmp_path: Path, ending: str, frames: bool, monkeypatch: pytest.MonkeyPatch
@@ -99,7 +103,7 @@ def test_ctrl_c_and_a_kill(
     assert not out.exists()
     assert done_of(out)
     done = cli(*given)
-    assert done.code == 0 and "files were done; resuming" in done.err, done.err
+    assert done.code == 0 and "files done; resuming" in done.err, done.err
     whole = expected(embedder, sorted(folder.iterdir()))
     np.testing.assert_allclose(table_of(out)["embeddings"], np.tile(whole, (6, 1)), rtol=1e-4, atol=1e-5)
 
@@ -116,9 +120,6 @@ def test_what_an_unfinished_run_left(
     refused(cli("embed", wave, *flags), "1 file, none of them usable", "not audio")
     assert not partial.exists() and not out.exists()
     wave.write_bytes(paths[0].read_bytes())
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(EmbeddingParts, "publish", full)
     done = cli("embed", *paths[:3], *flags)
@@ -149,7 +150,7 @@ def test_what_an_unfinished_run_left(
         refused(cli("embed", *paths[:3], *flags), "json: cannot be read (not what embed writes)", "delete")
     rows.with_suffix(".json").unlink()
     done = cli("embed", *paths[:3], *flags)
-    assert done.code == 0 and "1 files were done" in done.err, "a block that is gone is embedded again"
+    assert done.code == 0 and "1 file done; resuming" in done.err, "a block that is gone is embedded again"
     assert list(table_of(out)["path"]) == list(map(str, paths[:3])) and not partial.exists()
     (tmp_path / "there.npz").touch()
     nothing = ("--encoder", tmp_path, "--out")  # what is there is refused before an encoder is looked for
@@ -179,3 +180,29 @@ def test_a_folder_that_embed_did_not_write_stays(embedder: Embedder, folder: Pat
         with pytest.raises(UserError, match=f"{name}: (a folder that is not an output|it holds precious)"):
             embed_files(embedder, rows, out, workers=0, overwrite=overwrite)
     assert (mine / "precious").read_text() == "years"
+
+
+def test_out_in_the_folder_that_is_embedded(
+    cli: Cli, pretrained: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no recording, nor is what is next to it; and of a recording that changed nothing is kept."""
+    monkeypatch.setattr(embed_reading, "BLOCK_FILES", 2)
+    first, second, *_ = sorted(folder.iterdir())
+    for name, content in (("a.wav", first.read_bytes()), ("b.wav", b"no audio")):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "link").symlink_to(tmp_path)
+    out = tmp_path / "link" / "x.npz"
+    given = ("embed", tmp_path, "--encoder", pretrained, "--out", out, "--device", "cpu", "--workers", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EmbeddingParts, "publish", full)
+        assert cli(*given).code == 1 and done_of(out)
+    (tmp_path / "b.wav").write_bytes(second.read_bytes())
+    refused(cli(*given), "unfinished, with different sizes and times of files; ", "start again with --overwrite")
+    (tmp_path / "b.wav").write_bytes(b"no audio")
+    for more in ((), ("--overwrite",)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(EmbeddingParts, "publish", full)
+            assert cli(*given, "--overwrite").code == 1
+        done = cli(*given, *more, "--resume")
+        assert done.code == 0 and "2 files done; resuming" in done.err, done.err
+        assert (tmp_path / "x.npz.rejected.csv").read_text().count("\n") == 2, "the header and b.wav"

@@ -68,6 +68,8 @@ def embed(
     OUT has one row for each file, with its path and seconds. OUT.rejected.csv names the files that cannot be used, and
     why. After a stop the same command continues, also with another number of --devices.
     """
+    if frames and pool is not None:
+        raise typer.BadParameter("--frames writes steps before pooling, so there is no --pool; leave one of them out")
     flags.start_processes()
     start_server()
     from unfused_fast.console import console, counted
@@ -92,7 +94,7 @@ def embed(
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, stop))
         with console.status("looking at what there is to embed"):
-            rows = ranks.every(lambda: embed_rows(audio, console.print))
+            rows = ranks.every(lambda: embed_rows(audio, console.print, out))
         facts = embed_files(
             embedder,
             rows,

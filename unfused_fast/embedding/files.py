@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +24,7 @@ from unfused_fast.embedding.embedder import Embedder, Pooled
 from unfused_fast.embedding.formats import format_of, write_result
 from unfused_fast.embedding.parts import DoneFile, EmbeddingParts, check_place
 from unfused_fast.embedding.reading import Block, Pcm, ReadJob, ahead, blocks_of
+from unfused_fast.embedding.sources import file_state
 from unfused_fast.errors import Interrupted, UserError, escaped
 from unfused_fast.models import Pool
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
@@ -54,7 +56,8 @@ def embed_files(
     Rows are in the order of `rows`, for any number of workers. Files that cannot be used are listed in
     OUT.rejected.csv. Memory does not grow with the number of files or their length; a file longer than PIECE_FRAMES is
     embedded in pieces, see pieces.py. After any interruption the same call resumes after the last saved block, of at
-    most BLOCK_FILES files or BLOCK_SECONDS of audio; a longer file is a separate block.
+    most BLOCK_FILES files or BLOCK_SECONDS of audio; a longer file is a separate block. It does so only where the files
+    have the sizes and times that they had; those behind URLs count by their names.
 
     Several `ranks` embed a part of the files each, group by group of BLOCK_FILES; rank 0 publishes. Blocks and batches
     do not depend on the number of ranks, and so the result is the same bits on machines of one kind.
@@ -92,6 +95,7 @@ def embed_files(
     for row in rows:
         sources.update(row.source.encode() + b"\n")
     request = {**about, "format": kind, "files": len(rows), "sources": sources.hexdigest()}
+    request["sizes and times of files"] = ranks.first(lambda: _states(rows))  # copies on other machines differ in times
     ranks.first(lambda: check_place(out, overwrite))
     if len({*ranks.texts(f"{request['sources']} {request['encoder']}")}) > 1:
         raise UserError(
@@ -140,6 +144,15 @@ def embed_files(
         raise RankLost(f"{error}; what is saved is kept; run the same command again") from error
     finally:
         parts.close()
+
+
+def _states(rows: Sequence[SourceRow]) -> str:
+    """sha256 (hex) of the sizes and times of the rows' files."""
+    state, digest = cache(file_state), hashlib.sha256()
+    for row in rows:
+        files = [row.path] if isinstance(row.path, Path) else row.path.files
+        digest.update(f"{[state(file) for file in files]}\n".encode())
+    return digest.hexdigest()
 
 
 def _workers(given: int | None, ranks: Ranks) -> int:

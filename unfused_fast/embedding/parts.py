@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from unfused_fast.console import console
+from unfused_fast.console import console, counted
 from unfused_fast.distributed import ALONE, Ranks
 from unfused_fast.errors import UserError, cause, escaped, unreadable
 from unfused_fast.json_files import is_count, is_number, read_json
@@ -59,7 +59,7 @@ class EmbeddingParts:
             UserError: OUT.partial is of another request or damaged, or holds other files, another process is writing to
                 it, or it cannot be written.
         """
-        self.out, self.folder, self.request, self.dim, self._ranks = out, _folder(out), dict(request), dim, ranks
+        self.out, self.folder, self.request, self.dim, self._ranks = out, partial_path(out), dict(request), dim, ranks
         self.reasons, self.rows = Counter[str](), 0
         """How many files cannot be used, by reason; rows of the others."""
         self._blocks = dict[int, list[DoneFile]]()
@@ -72,7 +72,7 @@ class EmbeddingParts:
             self._lock.release()
             raise
         if self.done:
-            console.print(f"{out}: {self.done} files were done; resuming (--overwrite starts again)")
+            console.print(f"{out}: {counted(self.done, 'file')} done; resuming (--overwrite starts again)")
 
     @property
     def files(self) -> list[DoneFile]:
@@ -216,7 +216,7 @@ def check_place(out: Path, overwrite: bool) -> None:
     if out.is_dir() and not _is_zarr_of_ours(out):
         raise UserError(f"{out}: a folder that is not an output of embed, so it is not replaced; choose another path")
     if out.exists() and not overwrite:
-        unfinished = any(_folder(out).glob("*.json"))
+        unfinished = any(partial_path(out).glob("*.json"))
         more = ", or resume its unfinished replacement with --resume --overwrite" if unfinished else ""
         raise UserError(f"{out}: it exists; choose another path, or replace it with --overwrite{more}")
 
@@ -239,5 +239,6 @@ def rejected_path(out: Path) -> Path:
     return out.with_name(out.name + ".rejected.csv")
 
 
-def _folder(out: Path) -> Path:
+def partial_path(out: Path) -> Path:
+    """Path of the folder of an unfinished run."""
     return out.with_name(out.name + ".partial")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from unfused_fast.embedding.parts import partial_path, rejected_path
 from unfused_fast.errors import UserError, in_unicode
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.callbacks import OnMessage
@@ -22,16 +23,32 @@ from unfused_fast.shards.sources.saved_sets import is_saved_set
 from unfused_fast.shards.sources.source_rows import source_rows
 
 
-def embed_rows(audio: Sequence[str], say: OnMessage) -> list[SourceRow]:
+def embed_rows(audio: Sequence[str], say: OnMessage, out: Path | None = None) -> list[SourceRow]:
     """Every recording that the arguments name, in their order; `source` is its path, below the argument as given: in a
     CSV below its folder, or the full path.
 
     A shard set gives its clips in order of clip_id, named by their sources.
 
+    Args:
+        say: called with a sentence for each choice that may surprise, and for what is not read.
+        out: what `embed` writes to, which is no recording, nor are OUT.partial and OUT.rejected.csv.
+
     Raises:
         UserError: an argument that is nothing of the kind, holds no files, or is a part of a set or an unfinished one.
     """
     rows = [row for given in audio for row in _rows(given, say)]
+    if out is not None:
+        own = {place.resolve() for place in (out, partial_path(out), rejected_path(out))}
+        names = {place.name for place in own}  # few paths are resolved
+        rows = [
+            row
+            for row in rows
+            if not (
+                isinstance(row.path, Path)
+                and not names.isdisjoint(row.path.parts)
+                and not own.isdisjoint([(whole := row.path.resolve()), *whole.parents])
+            )
+        ]
     if not rows:
         raise UserError("nothing to embed; name a file, a folder, a CSV, an archive, a URL or a shard set")
     return rows
@@ -54,7 +71,7 @@ def _rows(given: str, say: OnMessage) -> list[SourceRow]:
         if not (is_list or is_saved_set(where) or archive_named(where)) and _is_remote_set(where):
             say(f"{title}: a shard set, which is read from a copy on this machine")
             return shard_set_rows(open_shards(local_set(given, on_message=say)))
-    rows = source_rows(given)
+    rows = source_rows(given, note=say, of_splits=False)
     if not is_list:
         return [replace(row, source=f"{in_unicode(title)}/{row.source}") for row in rows]
     folder = where.parent.resolve() if isinstance(where, Path) else Path()
@@ -64,6 +81,15 @@ def _rows(given: str, say: OnMessage) -> list[SourceRow]:
         else row
         for row in rows
     ]
+
+
+def file_state(file: str | Path) -> str:
+    """Size and time of a file, which are others once it changed; empty for what is not on this machine, or gone."""
+    try:
+        found = Path(file).stat()
+    except (OSError, ValueError):  # ValueError: a zero byte in its name
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _is_remote_set(url: str) -> bool:

@@ -24,7 +24,7 @@ from torch.nn.functional import normalize
 from unfused_fast import __version__
 from unfused_fast.config import flatten
 from unfused_fast.console import console, counted
-from unfused_fast.embedding import Embedder, embed_files
+from unfused_fast.embedding import Embedder, embed_files, file_state
 from unfused_fast.errors import Interrupted, UserError, cause, escaped
 from unfused_fast.shards.callbacks import OnProgress
 from unfused_fast.shards.sets.remote_folder import cache_folder
@@ -110,11 +110,8 @@ def _key(embedder: Embedder, rows: Sequence[SourceRow], frames: bool) -> str:
 
     @cache
     def state(file: str | Path) -> str:
-        try:
-            found = Path(file).stat()
-        except OSError:
-            return str(file)
-        return f"{Path(file).resolve()} {found.st_size} {found.st_mtime_ns}"
+        found = file_state(file)
+        return f"{Path(file).resolve()} {found}" if found else str(file)
 
     digest = hashlib.sha256(f"{encoder_key(embedder)} {frames}".encode())
     for row in rows:
