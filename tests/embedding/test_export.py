@@ -1,6 +1,7 @@
 """`export`: what other programs load gives the embeddings of unfused_fast.load, on recordings of several lengths."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from unfused_fast.config.presets import flatten, with_values
 from unfused_fast.data.front_end import log_mel
 from unfused_fast.embedding.embedder import Embedder
 from unfused_fast.embedding.export import WaveformEncoder, model_card
+from unfused_fast.errors import UserError
 from unfused_fast.models.audiontt import build_encoder
 from unfused_fast.shards.sets.table import open_shards
 from unfused_fast.shards.sources.row import SourceRow
@@ -53,6 +55,8 @@ def test_hub_folder_loads_and_gives_the_same(
         assert str(pretrained) not in path.read_text()
     again = cli("export", pretrained, "--hub", folder)
     assert again.code == 1 and "--overwrite" in again.error
+    with pytest.raises(UserError, match=r"in Python: overwrite=True"):
+        hub.save_pretrained(folder)
     assert cli("export", pretrained, "--hub", folder, "--overwrite").code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -110,14 +114,26 @@ def test_a_kill_while_a_hub_folder_is_replaced_leaves_it(
 @pytest.mark.parametrize("given", ["log-mel", "waveform"])
 @pytest.mark.parametrize("kind", ["--torch-export", "--onnx"])
 def test_a_graph_gives_the_embeddings(
-    cli: Cli, pretrained: Path, tmp_path: Path, recordings: list[torch.Tensor], kind: str, given: str
+    cli: Cli,
+    pretrained: Path,
+    tmp_path: Path,
+    recordings: list[torch.Tensor],
+    kind: str,
+    given: str,
+    recwarn: pytest.WarningsRecorder,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "graph"
     if kind == "--onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(package, reason=f"{package} is not installed (extra `export`)")
+    registry = logging.getLogger("torch.onnx._internal.exporter._registration")  # torch's loggers do not propagate
+    monkeypatch.setattr(registry, "handlers", [caplog.handler])
     done = cli("export", pretrained, kind, out, "--input", given)
     assert done.code == 0, done.err
+    assert "torchvision" not in caplog.text
+    assert not [one for one in recwarn if "copyreg" in one.filename]
     assert list(tmp_path.iterdir()) == [out]
     if kind == "--onnx":
         import onnx
@@ -163,6 +179,11 @@ def test_what_export_refuses(cli: Cli, pretrained: Path, tmp_path: Path) -> None
     (tmp_path / "there.pt2").write_text("mine")
     refused(cli("export", pretrained, "--torch-export", tmp_path / "there.pt2"), "--overwrite")
     assert (tmp_path / "there.pt2").read_text() == "mine"
+    given = ("export", pretrained, "--hub", tmp_path / "first")
+    assert cli(*given, "--input", "waveform").code == 2
+    refused(cli(*given, "--torch-export", tmp_path / "there.pt2"), "there.pt2: it exists")
+    refused(cli(*given, "--torch-export", tmp_path / "x/../first"), "first: named for two exports")
+    assert not (tmp_path / "first").exists(), "all places are looked at first"
     refused(cli("export", tmp_path, "--hub", tmp_path / "x"), "not a run of unfused-fast")
     assert cli("export", pretrained, "--hub", tmp_path / "model").code == 0
     weights = tmp_path / "model" / "model.safetensors"

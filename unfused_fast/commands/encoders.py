@@ -150,9 +150,13 @@ def export(
         Path | None, typer.Option("--torch-export", help="File to write for torch.export.load.", show_default=False)
     ] = None,
     given: Annotated[
-        Literal["log-mel", "waveform"],
-        typer.Option("--input", help="Input of the graph: log-mels (B, 1, F, T), or 16 kHz waveforms (B, samples)."),
-    ] = "log-mel",
+        Literal["log-mel", "waveform"] | None,
+        typer.Option(
+            "--input",
+            help="Input of the graph: log-mels (B, 1, F, T), or 16 kHz waveforms (B, samples).",
+            show_default="log-mel",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -167,15 +171,18 @@ def export(
         raise typer.BadParameter("--private and --public are of --hub hf://USER/NAME")
     if hub is None and onnx is None and torch_export is None:
         raise typer.BadParameter("nothing to write: give --hub FOLDER, --onnx FILE or --torch-export FILE")
-    from unfused_fast.embedding import export_graph, export_hub
+    if given is not None and onnx is None and torch_export is None:
+        raise typer.BadParameter("--input is of a graph: add --onnx FILE or --torch-export FILE")
+    from unfused_fast.embedding import check_places, export_graph, export_hub
 
+    check_places(hub, onnx, torch_export, overwrite)
     made: list[dict[str, Any]] = []
     if hub is not None:
         made.append({"kind": "hub", **export_hub(run, hub, overwrite, half, private)})
     if onnx is not None:
-        made.append({"kind": "onnx", **export_graph(run, onnx, "onnx", given, overwrite)})
+        made.append({"kind": "onnx", **export_graph(run, onnx, "onnx", given or "log-mel", overwrite)})
     if torch_export is not None:
-        made.append({"kind": "torch", **export_graph(run, torch_export, "torch", given, overwrite)})
+        made.append({"kind": "torch", **export_graph(run, torch_export, "torch", given or "log-mel", overwrite)})
     sentences = [
         f"{facts['out']}: embeddings of {facts['embedding_size']} features"
         + (f" from {facts['input']}" if "input" in facts else "")

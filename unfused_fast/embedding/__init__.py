@@ -5,7 +5,7 @@ Read first: embedder.py, then files.py.
 """
 
 from unfused_fast.embedding.embedder import Embedder, load
-from unfused_fast.embedding.export import export_graph, export_hub
+from unfused_fast.embedding.export import check_places, export_graph, export_hub
 from unfused_fast.embedding.files import embed_files
 from unfused_fast.embedding.foreign import import_checkpoint
 from unfused_fast.embedding.formats import format_of

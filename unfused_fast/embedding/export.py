@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import io
 import json
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -21,6 +24,7 @@ from unfused_fast.models import pool_time
 from unfused_fast.optional import importing
 from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.training import (
+    check_model_folder,
     config_digest,
     encoder_place,
     read_description,
@@ -80,6 +84,33 @@ class WaveformEncoder(nn.Module):
         padded = torch.where(place < samples, scaled[:, place.clamp(max=samples - 1)], 0.0)
         made: Tensor = self.inner(log_mel(padded, self.frontend)[:, None])
         return made
+
+
+def check_places(hub: str | None, onnx: Path | None, torch_export: Path | None, overwrite: bool) -> None:
+    """Raises UserError, before anything is written, for a place that export_hub or export_graph would refuse, one that
+    is named twice, or a missing package.
+    """
+    folder = None if hub is None or is_hub(hub) else Path(hub)
+    places = [place for place in (folder, onnx, torch_export) if place is not None]
+    for number, place in enumerate(places):
+        if place.resolve() in [other.resolve() for other in places[:number]]:
+            raise UserError(f"{place}: named for two exports; give each a path of its own")
+    if folder is not None:
+        check_model_folder(folder, overwrite)
+    elif hub is not None:
+        hub_name(hub)
+    for file in (onnx, torch_export):
+        if file is not None:
+            _check_graph(file, file is onnx, overwrite)
+
+
+def _check_graph(out: Path, is_onnx: bool, overwrite: bool) -> None:
+    if out.exists() and (out.is_dir() or not overwrite):
+        raise UserError(f"{out}: it exists; choose another path, or replace a file with --overwrite")
+    if is_onnx:
+        for package in ("onnx", "onnxscript"):
+            with importing(package, package, "export --onnx", "pip install '.[export]'"):
+                importlib.import_module(package)
 
 
 def export_hub(
@@ -142,12 +173,7 @@ def export_graph(
     Raises:
         UserError: no run at the path, `out` exists without `overwrite` or cannot be written, or a package is missing.
     """
-    if out.exists() and (out.is_dir() or not overwrite):
-        raise UserError(f"{out}: it exists; choose another path, or replace a file with --overwrite")
-    if kind == "onnx":
-        for package in ("onnx", "onnxscript"):
-            with importing(package, package, "export --onnx", "pip install '.[export]'"):
-                importlib.import_module(package)
+    _check_graph(out, kind == "onnx", overwrite)
     embedder = load(run, device="cpu")
     shortest, digest = embedder.cutting.shortest, embedder.digest
     stride = embedder.cutting.stride
@@ -166,9 +192,10 @@ def export_graph(
         torch.export.save(program, buffer)
         data = buffer.getvalue()
     else:
-        made = torch.onnx.export(
-            program, opset_version=OPSET, input_names=[name], output_names=["embedding"], verbose=False
-        )
+        with _without_foreign_warnings():
+            made = torch.onnx.export(
+                program, opset_version=OPSET, input_names=[name], output_names=["embedding"], verbose=False
+            )
         assert made is not None
         made.model.metadata_props.update({"encoder_digest": digest, "pool": embedder.pool, "sample_rate": "16000"})
         data = made.model_proto.SerializeToString()
@@ -179,6 +206,23 @@ def export_graph(
         raise UserError(f"{out}: cannot be written ({cause(error)}); free space, or choose another path") from error
     facts = {"out": str(out), "input": name, "digest": digest, "embedding_size": embedder.scene_embedding_size}
     return {**facts, "bytes": len(data)}
+
+
+@contextmanager
+def _without_foreign_warnings() -> Iterator[None]:
+    """Around torch.onnx.export, of two that say nothing about the encoder."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("torchvision is not installed")
+
+    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
+    registry.addFilter(other)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+            yield
+    finally:
+        registry.removeFilter(other)
 
 
 def model_card(embedder: Embedder, recorded: Mapping[str, Any], result: Mapping[str, Any], title: str) -> str:

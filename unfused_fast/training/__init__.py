@@ -8,6 +8,7 @@ from unfused_fast.training.checkpoint import KEPT, Position, load_checkpoint, mi
 from unfused_fast.training.loop import Trainer
 from unfused_fast.training.model_folder import (
     WEIGHTS,
+    check_model_folder,
     encoder_digest,
     encoder_name,
     encoder_place,

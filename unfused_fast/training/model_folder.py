@@ -87,8 +87,7 @@ def write_model_folder(
 ) -> None:
     """Writes a model folder, which appears only when complete.
 
-    A folder that it replaces is FOLDER.replaced until then, and is put back if a run was killed between the two
-    renames.
+    A folder that it replaces is FOLDER.replaced until then, see check_model_folder.
 
     Args:
         description: what config.json holds: stage, config, shards, log_mel, inputs.
@@ -97,20 +96,10 @@ def write_model_folder(
         half: write what to_half rounded in float16.
 
     Raises:
-        UserError: something is at `folder`, it holds more than a model folder's files, or it cannot be written.
+        UserError: as check_model_folder, or it cannot be written.
     """
-    given, folder = folder, replaceable(folder, FILES, "a model folder", "another path")
-    partial, replaced = (folder.with_name(folder.name + ending) for ending in (".partial", ".replaced"))
-    refuse_others(replaced, FILES, "a model folder", "another path")
-    if replaced.exists() and not folder.exists():
-        replaced.rename(folder)
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / WEIGHTS).is_file():
-            raise UserError(f"{given}: it exists and is not a model folder; choose another path")
-        if not overwrite:
-            raise UserError(
-                f"{given}: it already contains a model folder; choose another path, or replace it with --overwrite"
-            )
+    check_model_folder(folder, overwrite)
+    given, (folder, partial, replaced) = folder, _places(folder)
     tensors: dict[str, Tensor] = {
         name: (value.half() if half and value.ndim > 1 else value).cpu().contiguous()
         for name, value in network.state_dict().items()
@@ -135,6 +124,32 @@ def write_model_folder(
             replaced.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{given}: cannot be written ({cause(error)}); free space, or choose another path") from error
+
+
+def check_model_folder(folder: Path, overwrite: bool) -> None:
+    """Puts a folder back that a killed run had renamed to replace it.
+
+    Raises UserError: something that is not to be replaced is at `folder`, or it holds more than a model folder's files.
+    """
+    given, (folder, _, replaced) = folder, _places(folder)
+    replaceable(given, FILES, "a model folder", "another path")
+    refuse_others(replaced, FILES, "a model folder", "another path")
+    if replaced.exists() and not folder.exists():
+        replaced.rename(folder)
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / WEIGHTS).is_file():
+            raise UserError(f"{given}: it exists and is not a model folder; choose another path")
+        if not overwrite:
+            raise UserError(
+                f"{given}: it already contains a model folder; choose another path, or replace it with --overwrite "
+                "(in Python: overwrite=True)"
+            )
+
+
+def _places(folder: Path) -> tuple[Path, Path, Path]:
+    """A model folder, and where the new and the old one are while it is replaced."""
+    place = folder.resolve()  # a link is kept
+    return place, place.with_name(f"{place.name}.partial"), place.with_name(f"{place.name}.replaced")
 
 
 def read_model_folder(folder: Path, recorded: Mapping[str, Any]) -> tuple[Config, AudioNTT | EfficientNetB0]:
