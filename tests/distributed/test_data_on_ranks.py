@@ -123,6 +123,19 @@ def test_what_one_rank_cannot_read_all_say_once(copy_without_caches: Path, tiny:
         assert not list(copy_without_caches.glob("log-mel-*")) and not out.exists()
 
 
+def test_what_one_rank_cannot_read_in_a_pass_all_say_once_saved(
+    copy_without_caches: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    tar, out = sorted(copy_without_caches.glob("train-*.tar"))[-1], tmp_path / "run"
+    flags = ["--data", "stream", "--set", "bank.fill=pass", "--save-every", "9epochs", "--out", str(out)]
+    command = ["train", "pretrain", str(copy_without_caches), *tiny, *flags]
+    (ends,) = run_jobs([{"ranks": 2, "gone": str(tar), "arguments": command}])
+    for end in ends:
+        said = re.sub(r"\s+", " ", end["said"])
+        assert end["code"] == 1, said
+        assert f"error: {tar}" in said and "; epoch 1 is the last one saved, continue with --resume" in said, said
+
+
 def test_ranks_skip_the_clips_that_cannot_be_read(tiny: list[str], copy_without_caches: Path, tmp_path: Path) -> None:
     """A shard ends before its last three clips: they are left out on any number of ranks, and named once."""
     tar = sorted(copy_without_caches.glob("train-*.tar"))[-1]

@@ -15,6 +15,7 @@ Keys of a job, beside those:
 "script": [NAME, ...]     they run no command, but the script NAME.py beside this one, with arguments
 "in": [FOLDER, ...]       each rank runs in a folder of its own, as on machines that share none
 "killed": true            the last rank is killed in the first pass over the clips
+"gone": FILE              the last rank removes it at the end of an epoch
 "full": "pass", "saves"   the disk is full for the last rank in that pass, or for the first rank when it saves
 "little": true            the last rank has 1000 bytes of memory
 
@@ -133,6 +134,8 @@ def begin(job: dict[str, Any], own: dict[str, str], said: Path) -> int:
         if job.get("stop_between") and own["RANK"] == str(job["ranks"] - 1):
             sent = partial(os.kill, os.getpid(), signal.SIGTERM)
             TO_THE_END.enter_context(after_calls(EpochProgress, "epoch", 1, sent))
+        if "gone" in job and own["RANK"] == str(job["ranks"] - 1):
+            TO_THE_END.enter_context(after_calls(EpochProgress, "epoch", 1, Path(job["gone"]).unlink))
         if job.get("killed") and own["RANK"] == str(job["ranks"] - 1):
             Loader.whole_clips = lambda loader: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
         if job.get("full") == "pass" and own["RANK"] == str(job["ranks"] - 1):

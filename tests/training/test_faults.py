@@ -15,7 +15,7 @@ import pytest
 import torch
 from outcomes import Cli, refused
 from same_runs import assert_same_run
-from stopping import after_steps, signalled_after
+from stopping import after_calls, after_steps, signalled_after
 
 import unfused_fast.training.checkpoint
 import unfused_fast.training.loop
@@ -67,6 +67,21 @@ def test_a_disk_that_is_full_for_a_while(
     assert done.code == 0 and "not saved, training continues" in done.err and "No space left on device" in done.err
     assert_same_run(tmp_path / "out", pretrained)
     assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+def test_a_shard_that_cannot_be_read_in_a_pass_over_the_clips(
+    pretrain: Cli, streamed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Of the second epoch; the end of the first was not to be saved."""
+    (shards, _), out = streamed, tmp_path / "out"
+    command = [out, *STREAMED, "--set", "bank.fill=pass", "--save-every", "9epochs"]
+    tar = min(shards.glob("train-*.tar"))
+    with after_calls(Trainer, "_end_epoch", 1, lambda: tar.rename(tmp_path / tar.name)):
+        done = pretrain(shards, *command)
+    refused(done, f"{tar}: ", "; epoch 1 is the last one saved, continue with --resume once that is fixed")
+    (tmp_path / tar.name).rename(tar)
+    resumed = pretrain(shards, *command, "--resume")
+    assert resumed.code == 0 and "resuming after epoch 1" in resumed.err, resumed.err
 
 
 @pytest.mark.parametrize("how", ["truncated", "gone", "garbled"])

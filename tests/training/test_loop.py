@@ -123,7 +123,7 @@ def test_a_stop_while_the_bank_is_filled_loses_no_epoch(
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("question", [2, 6, 9])
+@pytest.mark.parametrize("question", [2, 7, 10])
 def test_a_signal_that_comes_while_it_is_asked_for_one(train: Cli, tmp_path: Path, question: int) -> None:
     """In the pass that fills the bank, before a step, and at the end of an epoch: it is answered the next time."""
     with signalled_after_question(question):

@@ -24,6 +24,7 @@ from unfused_fast.errors import Interrupted, UserError
 from unfused_fast.memory import freed_memory_kept
 from unfused_fast.methods import Trainable
 from unfused_fast.models import step_bytes
+from unfused_fast.training.agreement import Agreement, Unread
 from unfused_fast.training.checkpoint import Position
 from unfused_fast.training.faults import not_finite, out_of_memory
 from unfused_fast.training.optim import build_optimizer, learning_rate
@@ -60,11 +61,10 @@ class Trainer:
         self._compiled, self._partial = compiled(task.network, options), False
         self.profile = Profile(run.out / "profile", device, options.profile and self.ranks.leads)
         self.timer, self.usage = PartTimer(device), Usage(config, device)
+        self._agreed = Agreement(run, self.ranks, self.timer)
         task.run, task.part = self._run_network, self.timer.part
         self.saves = Saves(run, task, self.optimizer, self.augment, options)
         self.position, self._began = Position(0), 0.0
-        self._stopping = False
-        """Whether a signal came to any rank, as of the last time that all were asked: the same on each."""
         self.step = 0
         """Optimiser steps done, over all epochs."""
         self._total = torch.zeros((), device=device)
@@ -145,40 +145,24 @@ class Trainer:
         """The next batch, None at the end. Before it, all ranks save where that is due, and stop after a signal or when
         one of them cannot read its clips. Without a step since the last save (`moved` false) there is nothing to save.
         """
-        batch, unread = None, None
         try:
-            with self.timer.part("load"):
-                batch = next(batches, None)
-        except UserError as error:
-            unread = error
-        due = moved and self.ranks.leads and self.saves.due(self.step)
-        due, failed = self._ask_ranks(due, unread is not None)
-        stop = failed or (moved and batch is not None and self._stopping)
-        if moved and (stop or (due and batch is not None)):
-            self._check_finite(position.epoch + 1)
-            self.position, self._state["seconds"] = position, time.perf_counter() - self._began
-            self._save({"losses.total": self._total})
-            if stop:
-                self.saves.settle()
-        if failed:
-            said = dict.fromkeys(self.ranks.texts("" if unread is None else str(unread)))
-            reasons = "; ".join(filter(None, said))  # each once
-            try:
-                raise UserError(
-                    f"{reasons}; {self.saves.on_disk()}, {self.options.again} once that is fixed"
-                ) from unread
-            finally:
-                del unread  # it refers to this frame, and so would keep the reader and its files open
+            batch, due = self._agreed.read(batches, moved and self.ranks.leads and self.saves.due(self.step))
+        except Unread:
+            if moved:
+                self._save_within(position)
+            raise
+        stop = moved and batch is not None and self._agreed.stopping
+        if stop or (due and batch is not None):
+            self._save_within(position)
         if stop:
             self._stop()
         return batch
 
-    def _ask_ranks(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag, whether any rank has it set; and notes whether one of them got a signal. `run.stopping` alone
-        would not do: a signal sets it at any time, here or on another rank only.
-        """
-        self._stopping, *found = self.ranks.any_rank(self.run.stopping, *flags)
-        return tuple(found)
+    def _save_within(self, position: Position) -> None:
+        """Saves within an epoch, or at its end."""
+        self._check_finite(position.epoch + 1)
+        self.position, self._state["seconds"] = position, time.perf_counter() - self._began
+        self._save({"losses.total": self._total})
 
     def _stop(self) -> NoReturn:
         """Ends the run at its position, once that is on the disk."""
@@ -186,7 +170,7 @@ class Trainer:
         self.ranks.first(self.run.run_log.close)  # trackers take their time, and a rank that ends has the others ended
         if not any(self.position):
             raise Interrupted(f"{self.run.out}: stopped before the first epoch; nothing is saved yet")
-        kind = Interrupted if self._stopping else Paused
+        kind = Interrupted if self._agreed.stopping else Paused
         raise kind(f"{self.run.out}: stopped after {self.position}, saved; {self.options.again}")
 
     def begin_epoch(self, epoch: int) -> None:
@@ -196,11 +180,13 @@ class Trainer:
         done = epoch - 1
         try:
             self._state["log"] = self.task.begin_epoch(epoch, self._passes)
-        except (Interrupted, Collapsed) as stopped:
+        except (Interrupted, Collapsed, Unread) as stopped:
             if done and self.saves.last != self.position:
                 self._save({})
             if isinstance(stopped, Collapsed):
                 raise UserError(f"{stopped}; {self.saves.last_saved()}") from stopped
+            if isinstance(stopped, Unread):
+                raise
             self._stop()
 
     def batches(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
@@ -252,14 +238,17 @@ class Trainer:
 
     def _passes(self, augmented: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """See methods.Passes."""
-        for batch in self.loader.epoch(PASS_EPOCH, views=1, masks=augmented):
+        batches = self.loader.epoch(PASS_EPOCH, views=1, masks=augmented)
+        while True:
+            batch, _ = self._agreed.read(batches)
+            if self._agreed.stopping:
+                raise Interrupted("stopped in a pass over the clips")
+            if batch is None:
+                return
             try:
                 yield self._one_view(batch, augmented)
             finally:  # also where no more is wanted
                 self._partial = False
-            self._ask_ranks()
-            if self._stopping:
-                raise Interrupted("stopped in a pass over the clips")
 
     def _one_view(self, batch: Batch, augmented: bool = True) -> tuple[Tensor, Tensor]:
         """The first view of a batch, which is then the current batch, and partial if it is smaller than others."""
@@ -283,13 +272,13 @@ class Trainer:
         used = self.usage.read(parts)
         self.run.log(epoch, {**numbers, **used, "parts": parts})
         state["log"], state["seconds"] = {}, 0.0
-        self._ask_ranks()
-        last = epoch == self.config.train.epochs or self.task.finished
-        if last or self._stopping or epoch == self.options.until_epoch or epoch % self.config.train.save_every == 0:
+        self._agreed.ask()
+        last, stopping = epoch == self.config.train.epochs or self.task.finished, self._agreed.stopping
+        if last or stopping or epoch == self.options.until_epoch or epoch % self.config.train.save_every == 0:
             self._save({})
         told = f"loss {state['loss']:.3f}{self.task.summary(log)}  {clips_per_second:.0f} clips/s{in_words(used)}"
         shown.epoch(epoch, told)
-        if self._stopping and not last:
+        if stopping and not last:
             self._stop()
 
     def _save(self, tensors: dict[str, Tensor]) -> None:
@@ -311,7 +300,8 @@ class Trainer:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Adds advice when the device is out of memory, and the last save when another process has ended.
+        """Adds advice when the device is out of memory, and the last save when clips cannot be read or another process
+        has ended.
 
         A signal to all processes of a job, as by Ctrl-C, ends the compiler that torch.compile waits for: then the run
         was stopped, which is not an error.
@@ -320,6 +310,9 @@ class Trainer:
             yield
         except torch.OutOfMemoryError as error:
             raise out_of_memory(error, self.options.device, self.batch_size, self.config) from error
+        except Unread as error:
+            saved = self.saves.last_saved()
+            raise UserError(f"{error}; {saved}, {self.options.again} once that is fixed") from error
         except RankLost as error:
             raise RankLost(f"{error} after step {self.step}; {self.saves.on_disk()}, {self.options.again}") from error
         except RuntimeError as error:
