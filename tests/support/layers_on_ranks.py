@@ -7,8 +7,11 @@ import copy
 import torch
 from torch import nn
 
+from unfused_fast.config.fields import Config
+from unfused_fast.config.presets import with_values
 from unfused_fast.distributed.ranks import FailedOnFirst, Ranks
 from unfused_fast.distributed.shared_layers import gather_rows, share_layers, sum_gradients
+from unfused_fast.methods.decar_v2 import DecarV2
 
 
 def check_layers(ranks: Ranks) -> None:
@@ -26,7 +29,18 @@ def check_layers(ranks: Ranks) -> None:
     tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(0, dtype=torch.int64)}
     found = ranks.tensors_from_first(tensors if ranks.leads else None)
     assert all(torch.equal(found[name], tensors[name]) for name in tensors) and len(found) == 2
+    _check_follower(ranks)
     ranks.barrier()
+
+
+def _check_follower(ranks: Ranks) -> None:
+    """Rows of the bank are computed with the same running statistics on every rank, also without shared BatchNorm."""
+    values = {"bank.encoder": "follower", "bank.fill": "pass", "model.sync_bn": False, "cluster.k": 2}
+    method = DecarV2(with_values(Config(), values), 12, 0, ranks.device, ranks)
+    assert method.follower is not None
+    buffers = [buffer.fill_(ranks.rank) for buffer in method.follower.buffers() if buffer.is_floating_point()]
+    method.after_step(torch.arange(0))
+    assert buffers and not any(map(torch.any, buffers))
 
 
 def _check_batch(ranks: Ranks, clips: int, shape: tuple[int, ...]) -> None:

@@ -33,6 +33,7 @@ from unfused_fast.clustering import (
 from unfused_fast.config import Config
 from unfused_fast.console import console
 from unfused_fast.data import key
+from unfused_fast.distributed import first_buffers
 from unfused_fast.errors import UserError
 from unfused_fast.methods.instance import InstanceTerm
 from unfused_fast.methods.method import Log, Method, Passes
@@ -206,6 +207,8 @@ class DeepClustering(Method):
         super().after_step(clip_ids)
         if self.follower is not None:
             follow(self.follower, self.network, self.config.method.ema)
+            if not self.config.model.sync_bn:
+                first_buffers(self.follower, self.ranks)
         if self.filled_by_training:
             with self.part("bank"):
                 self.bank.write(clip_ids, torch.cat(self._projected))
