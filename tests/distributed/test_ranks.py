@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -205,6 +206,19 @@ def test_parts_of_a_batch_are_ranks_without_shared_statistics(tones: Path, tiny:
     assert all(end["code"] == 0 for job in ends for end in job), ends
     parts, ranks, whole = (log_of(tmp_path / name)[0]["loss"] for name in ("parts", "ranks", "whole"))
     assert parts == pytest.approx(ranks, rel=1e-5) and parts != pytest.approx(whole, rel=1e-4)
+
+
+def test_batches_of_drawn_clips_of_which_a_process_may_have_one_or_none(
+    tones: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    values = "bank.fill=pass data.sampler=uniform_clusters loss.instance=simclr train.batch_size=4"
+    command = ["train", "pretrain", str(tones), *tiny, *sets(values), "--epochs", "1", "--out", str(tmp_path / "run")]
+    alone = {"ranks": 2, "arguments": [*command, *sets("model.sync_bn=false")]}
+    (refused, _), trained = run_jobs([alone, {"ranks": 2, "arguments": command}])
+    said = "error: model.sync_bn = False, but data.sampler = uniform_clusters may draw a single clip"
+    assert refused["code"] == 1 and said in refused["said"], refused
+    assert [end["code"] for end in trained] == [0, 0], trained
+    assert math.isfinite(log_of(tmp_path / "run")[0]["instance_loss"])
 
 
 def test_gradients_in_bf16_are_near(tones: Path, tiny: list[str], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ B clips in a batch, n of them on this rank, P size of a projection.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from unfused_fast.config import Config
@@ -41,7 +42,8 @@ class InstanceTerm(Signs):
         or the loss of Barlow Twins divided by P, so that either begins at the size of a cross-entropy or below.
         """
         loss = self._compared(first, second)
-        self.means.note(loss * len(first) / self.ranks.rows[0])
+        # of no clips it may be NaN
+        self.means.note(loss * len(first) / self.ranks.rows[0] if len(first) else torch.zeros_like(loss))
         return loss
 
     def _compared(self, first: Tensor, second: Tensor) -> Tensor:

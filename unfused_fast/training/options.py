@@ -227,9 +227,14 @@ def train_loader(
     """The train split without clips `left_out`; this rank reads its part of it.
 
     Raises UserError unless there is a full batch, and on every rank, of each batch, a clip for each of
-    `train.accumulate` parts, two where BatchNorm normalises over this rank's alone; and where the split cannot be read,
-    on all ranks what one of them found.
+    `train.accumulate` parts, two where BatchNorm normalises over this rank's alone, as drawn batches do not promise;
+    and where the split cannot be read, on all ranks what one of them found.
     """
+    if options.ranks.together and config.data.sampler != "every_clip" and not config.model.sync_bn:
+        raise UserError(
+            f"model.sync_bn = False, but data.sampler = {config.data.sampler} may draw a single clip of a batch for a "
+            "process, and BatchNorm wants at least 2; leave model.sync_bn at True, or use data.sampler=every_clip"
+        )
     loader = options.ranks.every(
         lambda: Loader(
             shards,
