@@ -75,6 +75,17 @@ def test_a_pass_over_the_clips_takes_the_compiled_network(trainer: Callable[...,
     assert seen == [16, 16, 16], "the last 12 clips get no graph of their own"
 
 
+def test_crops_of_a_pass_have_the_running_norm_as_it_is(trainer: Callable[..., Any]) -> None:
+    made, _ = trainer("pretrain", **{"data.norm": "running"})
+    norm, views = made.augment.norm, list[list[torch.Tensor]]()
+    for moments in ([0.0, 0.0, 0.0], [10.0, 20.0, 80.0]):  # nothing seen; mean 2 and standard deviation 2
+        norm.moments = torch.tensor(moments, dtype=torch.float64)
+        views.append([view for _, view in made._passes(False)])
+        assert norm.moments.tolist() == moments
+    for plain, normed in zip(*views, strict=True):
+        assert torch.equal(normed, (plain - 2) / 2)
+
+
 @pytest.mark.parametrize(("views", "most"), [("training", 50), ("separate", 52)])
 def test_data_of_a_step_is_few_operators(trainer: Callable[..., Any], views: str, most: int) -> None:
     """Gather, masks, mixup and resize crop, of one view and of two; the last two are a kernel each on a GPU."""

@@ -255,10 +255,12 @@ class Trainer:
         self.options.begin_step()
         self._partial = sum(batch.sizes) != self.batch_size
         self.ranks.batch(batch.sizes)
-        if augmented and self.augment is not None:
-            assert batch.draws is not None
-            return batch.clip_ids, self.augment(batch.clip_ids, batch.views[:1], batch.draws)[0]
-        return batch.clip_ids, batch.views[0]
+        if self.augment is None:
+            return batch.clip_ids, batch.views[0]
+        if not augmented:
+            return batch.clip_ids, self.augment.plain(batch.views[:1])[0]
+        assert batch.draws is not None
+        return batch.clip_ids, self.augment(batch.clip_ids, batch.views[:1], batch.draws)[0]
 
     def _end_epoch(self, clips_per_second: float, shown: EpochProgress) -> None:
         """Logs the epoch, saves where that is due, and stops where a signal came."""
