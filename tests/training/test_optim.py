@@ -1,13 +1,16 @@
 """LARC and LARS by their formulas, worked by hand; the schedule; the groups."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 from host_waits import Recorded
 
 from unfused_fast.config.fields import OptimConfig
+from unfused_fast.config.presets import preset, with_values
+from unfused_fast.methods import method_class
+from unfused_fast.models.audiontt import DistillNetwork, FinetuneNetwork
 from unfused_fast.training.optim import LARC, LARS, build_optimizer, learning_rate
 
 
@@ -91,6 +94,7 @@ def test_muon_is_that_of_torch_on_matrices_and_adamw_elsewhere(layout: torch.mem
             for n, value in start.items()
         }
     )
+    network.class_scores = ("classifier",)
     optimizer = build_optimizer(network, OptimConfig(name="muon", lr=0.05, weight_decay=0.1))
     # torch's own: on copies, flattened by rows whatever the layout
     own = {name: torch.nn.Parameter(_rows(value).clone()) for name, value in start.items()}
@@ -118,6 +122,27 @@ def test_muon_is_that_of_torch_on_matrices_and_adamw_elsewhere(layout: torch.mem
     assert {key for state in optimizer.state.values() for key in state} == {
         *("momentum_buffer", "step", "exp_avg", "exp_avg_sq")
     }
+
+
+@pytest.mark.parametrize(
+    ("made", "scores"),
+    [
+        ("delores-m", set()),
+        ("slicer", {"clusterer.0", "clusterer.2"}),
+        (lambda config: DistillNetwork(config, 3), {"classifier", "heads.0", "heads.1", "heads.2"}),
+        (lambda config: FinetuneNetwork(config, 3), {"classifier"}),
+    ],
+)
+def test_muon_leaves_class_scores_alone_to_adamw(made: Any, scores: set[str]) -> None:
+    values = {"model.channels": 4, "model.dim": 32, "model.proj_hidden": 24, "distill.head": "linear"}
+    if isinstance(made, str):
+        config = with_values(preset("recommended", "pretrain", made), values)
+        network = method_class(config).build(config)
+    else:
+        network = made(with_values(preset("recommended", "distill"), values))
+    names = {parameter: name.removesuffix(".weight") for name, parameter in network.named_parameters()}
+    _, *groups = build_optimizer(network, OptimConfig(name="muon", lr=0.001)).param_groups
+    assert {names[parameter] for group in groups for parameter in group["params"] if parameter.ndim > 1} == scores
 
 
 @pytest.mark.parametrize("name", ["larc", "lars"])

@@ -48,6 +48,8 @@ def cluster_loss(first: Tensor, second: Tensor) -> Tensor:
 class SlicerNetwork(PretrainNetwork):
     """Encoder, projector, and the cluster head: Linear-ReLU-Linear, as wide as the encoder. Source: authors."""
 
+    class_scores = ("clusterer",)
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         dim = self.encoder.dim

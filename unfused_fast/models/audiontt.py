@@ -210,6 +210,8 @@ class DistillOutput(NamedTuple):
 class DistillNetwork(nn.Module):
     """f_sd with h_cl on its last block and h_proj^i on its first three (paper section 3, part 2)."""
 
+    class_scores = "heads", "classifier"
+
     def __init__(self, config: Config, k: int) -> None:
         super().__init__()
         self.encoder = build_encoder(config)
@@ -237,6 +239,8 @@ class DistillNetwork(nn.Module):
 
 class FinetuneNetwork(nn.Module):
     """An encoder and a linear head on its output, pooled over time by `model.pool`. Source: DECAR section 5."""
+
+    class_scores = ("classifier",)
 
     def __init__(self, config: Config, classes: int) -> None:
         super().__init__()

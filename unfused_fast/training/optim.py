@@ -11,9 +11,6 @@ from torch.optim import Optimizer
 
 from unfused_fast.config import OptimConfig
 
-HEADS = "classifier", "heads"
-"""Parts of a network that give class scores; Muon leaves them to AdamW. Source: Muon's author."""
-
 
 class LARC(Optimizer):
     """SGD whose gradients are scaled, layer by layer, by trust * |p| / (|g| + weight_decay * |p|).
@@ -106,11 +103,16 @@ def _matrix(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 def build_optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:
-    """The optimiser by `optim.name`; with `exclude_1d`, biases and norms get no weight decay and no adaptive rate."""
+    """The optimiser by `optim.name`; with `exclude_1d`, biases and norms get no weight decay and no adaptive rate.
+
+    Muon leaves to AdamW what gives class scores: the parts that a network names in `class_scores`. Source: Muon's
+    author.
+    """
     named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     matrices = list[Tensor]()
     if config.name == "muon":
-        matrices = [p for name, p in named if p.ndim > 1 and name.partition(".")[0] not in HEADS]
+        scores = getattr(network, "class_scores", ())
+        matrices = [p for name, p in named if p.ndim > 1 and name.partition(".")[0] not in scores]
     own = set(matrices)
     trainable = [p for _, p in named if p not in own]
     groups: list[dict[str, Any]] = [{"params": trainable}]
