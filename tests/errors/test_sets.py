@@ -188,7 +188,7 @@ def test_clips_that_a_stage_cannot_use(
 ) -> None:  # fmt: skip
     shards, out = pack_rows(ROWS[kind](tone_rows), tmp_path / "set"), tmp_path / "out"
     more = {"linear": ["--encoder", "random"], "distill": ["--teacher", pretrained]}.get(stage, [])
-    refused(cli("train", stage, shards, "--out", out, *tiny, "--set", "cluster.k=1", *more), said)
+    refused(cli("train", stage, shards, "--out", out, *tiny, "--set", "cluster.k=2", *more), said)
     assert not out.exists()
 
 

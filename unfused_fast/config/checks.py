@@ -91,8 +91,8 @@ def check_together(config: Config) -> None:
 
 
 def check_read(config: Config) -> None:
-    """Raises UserError for a field that the method does not read and that is not at its default; for settings that are
-    given now, not for those of a finished run, which earlier versions may have taken.
+    """Raises UserError for a field that the method does not read and that is not at its default, and for a single
+    cluster; for settings that are given now, not for those of a finished run, which earlier versions may have taken.
     """
 
     def refuse(name: str, who: str, instead: str) -> None:
@@ -110,6 +110,16 @@ def check_read(config: Config) -> None:
     for name in UNREAD[config.cluster.algo]:
         algos = [algo for algo, unread in UNREAD.items() if name not in unread]
         refuse(f"cluster.{name}", f"cluster.algo = {config.cluster.algo}", f"cluster.algo={_either(algos)}")
+    if config.whole_views + config.views.local == 1:
+        passes, others = config.bank.fill == "pass", ", loss.instance=simclr or barlow, or views.local=1 or more"
+        refuse(
+            "views.same_crop",
+            f"bank.{'fill = pass' if passes else 'view = training'}, of one view of a clip,",
+            f"{'bank.fill=training with ' if passes else ''}bank.view=separate{others if method == 'decar-v2' else ''}",
+        )
+    for name, numbers in ("cluster.k", config.cluster.heads), ("pseudo.k", (config.pseudo.k,)):
+        if 1 in numbers:
+            raise UserError(f"{name} = 1: there is nothing to tell one cluster from; want at least 2, or auto")
 
 
 def _either(words: Sequence[object]) -> str:
@@ -144,11 +154,6 @@ def _refusals(config: Config) -> Iterator[str]:
         yield (
             f"data.sampler = {config.data.sampler} leaves clips out of an epoch, which would be missing in the bank; "
             "use it with --set bank.fill=pass"
-        )
-    if config.bank.view == "training" and not config.views.same_crop and config.whole_views + config.views.local == 1:
-        yield (
-            "views.same_crop = False, but bank.view = training makes one view of a clip; leave it at True, or use "
-            "bank.view=separate, loss.instance=simclr or barlow, or views.local=1 or more"
         )
     if config.optim.name == "muon" and config.optim.lr > MUON_LR:
         yield (

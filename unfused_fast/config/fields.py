@@ -75,9 +75,9 @@ class ClusterConfig:
     the number of clusters. Source: paper section 3; DECAR sections 3 and 7.
     """
     k: Annotated[int | Auto | tuple[int, ...], AT_LEAST_1] = 512
-    """Clusters; `pic` does not read it. Source: paper section 4 (512); DECAR Table 3 tries 256, 512 and 1024; the
-    authors' code has 1024. `auto`: 512, or one for every 8 clips where that is fewer. Several numbers: a head each, on
-    the same bank (DeepCluster-v2). Of `swav` the prototypes (its authors: 3,000), of `slicer` the outputs of
+    """Clusters, 2 or more; `pic` does not read it. Source: paper section 4 (512); DECAR Table 3 tries 256, 512, 1024;
+    the authors' code has 1024. `auto`: 512, or one for every 8 clips where that is fewer. Several numbers: a head
+    each, on the same bank (DeepCluster-v2). Of `swav` the prototypes (its authors: 3,000), of `slicer` the outputs of
     its cluster head (128).
     """
     iterations: Count = 10

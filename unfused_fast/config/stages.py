@@ -30,8 +30,9 @@ class PseudoConfig:
     block1 in LAPE.
     """
     k: Annotated[int | Auto, AT_LEAST_1] = "auto"
-    """Clusters. `auto`: the number of classes of the set, which is all that is read of the labels. Source: paper
-    Algorithm 1 (K = t)."""
+    """Clusters, 2 or more. `auto`: the number of classes of the set, which is all that is read of the labels. Source:
+    paper Algorithm 1 (K = t).
+    """
     pca_dim: Annotated[int | Auto, AT_LEAST_0] = 128
     """PCA before clustering, 0 for none. Source: authors; DECAR section 3. `auto`: 128, or one for every 16 clips where
     that is fewer (ours: whitening 128 directions of a few hundred clips makes noise as loud as sound).
