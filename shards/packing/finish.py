@@ -83,6 +83,8 @@ class Contents:
     """By their headers."""
     files: dict[str, str]
     """Name -> text of what is written next to the shards."""
+    plan: str
+    """Its Plan.digest()."""
 
 
 class Assembly:
@@ -260,7 +262,7 @@ def read_part(directory: Path) -> tuple[dict[str, Any], tuple[int, int], Content
         rejected = [tuple(row) for row in about["contents"].pop("rejected")]
         number, count = map(int, about["request"]["part"].split("/"))
         contents = Contents(**about["contents"], rejected=rejected)
-        texts = [*contents.shards, *contents.label_names, *contents.files.values()]
+        texts = [*contents.shards, *contents.label_names, *contents.files.values(), contents.plan]
         if not 1 <= number <= count or not all(isinstance(text, str) for text in texts):
             raise ValueError("not what unfused-fast shard writes")
         return about["request"], (number, count), contents

@@ -6,6 +6,7 @@ without the others, by any process of any machine, in any order, at any time.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -77,6 +78,13 @@ class Plan:
         columns = (self.row, self.frames[self.row], self.number, self.pieces, self.start, self.stop)
         values = (column[shard.first : shard.last].tolist() for column in columns)
         return [Piece(self.rows[row], *others) for row, *others in zip(*values, strict=True)]
+
+    def digest(self) -> str:
+        """The sha256 (hex) of all pieces: of the same rows, the same where their headers are."""
+        digest = hashlib.sha256()
+        for column in (self.frames, self.row, self.number, self.pieces, self.start, self.stop):
+            digest.update(column.astype("<i8").data)
+        return digest.hexdigest()
 
     def bytes(self) -> NDArray[np.int64]:
         """(P,) what each piece takes up in a tar as WAV; FLAC takes half of it or more."""

@@ -81,7 +81,7 @@ def _checked(parts: Sequence[Path]) -> tuple[dict[str, Any], dict[Path, Contents
     """The request of the set, and what is in each part, in order. Raises UserError: they do not form one set."""
     if not parts:
         raise UserError("no parts; name the folders that unfused-fast shard --part made")
-    first, (_, count), _ = read_part(parts[0])
+    first, (_, count), of_first = read_part(parts[0])
     there: dict[int, tuple[Path, Contents]] = {}
     for part in parts:
         request, (number, of), contents = read_part(part)
@@ -89,6 +89,11 @@ def _checked(parts: Sequence[Path]) -> tuple[dict[str, Any], dict[Path, Contents
             raise UserError(
                 f"{part}: part {number} of {of} of a different set from {parts[0]}: sources or options differ; "
                 "pack it again with the same ones"
+            )
+        if contents.plan != of_first.plan:
+            raise UserError(
+                f"{part}: packed when files had other lengths, or were unreadable, than for {parts[0]}: they changed in "
+                "between; pack all parts again, with --overwrite, from the same files"
             )
         if number in there:
             raise UserError(f"{part}: part {number} of {of}, and so is {there[number][0]}; name each part once")

@@ -144,7 +144,8 @@ def _plan_set(
     shards = plan_shards(plan, options.clips_per_shard)
     if part is not None:
         shards = share(shards, *part)
-    return plan, shards, Contents([shard.name for shard in shards], labels, rejected, dict(files or {}))
+    names = [shard.name for shard in shards]
+    return plan, shards, Contents(names, labels, rejected, dict(files or {}), plan.digest())
 
 
 def _rejected(answer: Sequence[Probe | Rejected]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,18 @@ def test_what_does_not_make_one_set(rows: list[SourceRow], tmp_path: Path) -> No
     with pytest.raises(UserError, match="a shard set is already there"):
         merge([first, second], tmp_path / "out")
     assert merge([first, second], tmp_path / "out", resume=True).shards_made == 0
+
+
+@pytest.mark.parametrize("seconds", [12, 0])
+def test_files_that_change_between_two_parts(rows: list[SourceRow], tmp_path: Path, seconds: int) -> None:
+    """One grows, or is emptied: the parts cut different shards under the same names."""
+    changing = Path(shutil.copy(str(rows[0].path), tmp_path))
+    rows = [replace(rows[0], path=changing), *rows[1:]]
+    pack(rows, tmp_path / "first", part=(1, 2), workers=0)
+    soundfile.write(changing, np.zeros(16000 * seconds), 16000)
+    pack(rows, tmp_path / "second", part=(2, 2), workers=0)
+    with pytest.raises(UserError, match=r"second: packed when files had other lengths, or were unreadable, than for"):
+        merge([tmp_path / "first", tmp_path / "second"], tmp_path / "out")
 
 
 @pytest.mark.parametrize("anew", ["the same", "one file", "copied"])
