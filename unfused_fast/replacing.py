@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from unfused_fast.errors import UserError, escaped
+from unfused_fast.errors import UserError, cause, escaped
 
 NAMED = 3
 """Files that a refusal names."""
@@ -20,14 +20,17 @@ def replaceable(out: Path, own: Collection[str], what: str, other: str = "anothe
         other: what to choose instead.
 
     Raises:
-        UserError: OUT is the working directory, which must not be deleted, or what refuse_others refuses of it and of
-            OUT.partial.
+        UserError: OUT is the working directory, which must not be deleted, or cannot be looked into, or what
+            refuse_others refuses of it and of OUT.partial.
     """
     place = out.resolve()
     if place == Path.cwd():
         raise UserError(f"{out}: it is the working directory itself; name a folder in it")
-    for folder in (out, place.with_name(f"{place.name}.partial")):
-        refuse_others(folder, own, what, other)
+    try:
+        for folder in (out, place.with_name(f"{place.name}.partial")):
+            refuse_others(folder, own, what, other)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({cause(error)}); choose {other}") from error
     return place
 
 

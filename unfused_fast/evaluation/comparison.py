@@ -47,8 +47,8 @@ def evaluate(
                 raise UserError(f"{out}: it exists and is not an evaluation; choose another --out")
             if not options.overwrite:
                 raise UserError(f"{out}: it already contains an evaluation; use --overwrite, or another --out")
+        replaceable(out, FILES, "an evaluation")
         with writing(out):
-            replaceable(out, FILES, "an evaluation")
             shutil.rmtree(making, ignore_errors=True)
             making.mkdir(parents=True)
             making.rmdir()
