@@ -265,6 +265,8 @@ def test_a_command_that_reads_a_split_twice_computes_it_once(
     )
     assert done.code == 0 and done.err.count("first pass over train") == 1 and "from the cache" in done.err
     (cache,) = caches(tmp_path / "set")
-    done = cli("train", "linear", tmp_path / "set", "--encoder", tmp_path / "d", "--out", tmp_path / "l", *tiny)
+    done = cli(
+        "train", "linear", tmp_path / "set", "--encoder", tmp_path / "d", "--out", tmp_path / "l", "--device", "cpu"
+    )
     assert done.code == 0 and "auto is stream for valid: it is read once" in done.err
     assert f"from the cache ({cache})" in done.err and caches(tmp_path / "set") == [cache]

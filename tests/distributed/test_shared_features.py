@@ -57,7 +57,8 @@ def outs(
     for kind, (numbers, arguments) in OF_COMMANDS.items():
         for ranks in numbers:
             given = [] if kind == "all" else ["--teacher" if kind == "distill" else "--encoder", str(pretrained)]
-            flags = ["--device", "cpu", "--set", "eval.epochs=5"] if kind == "evaluate" else tiny
+            heads = ["--device", "cpu", "--set", "eval.epochs=5"]
+            flags = tiny if kind in ("distill", "all") else heads
             rest = [str(tones), *given, "--out", str(folder / f"{kind}-{ranks}"), *flags]
             jobs[kind, ranks] = {"ranks": ranks, "arguments": [*arguments, *rest]}
     for (kind, ranks), ends in zip(jobs, run_jobs([*jobs.values()]), strict=True):
@@ -193,9 +194,7 @@ def test_devices_starts_processes_for_embed_too(
     assert second == {"code": 0, "said": ""}
 
 
-def test_an_error_of_one_rank_ends_all_with_one_sentence(
-    tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path
-) -> None:
+def test_an_error_of_one_rank_ends_all_with_one_sentence(tones: Path, pretrained: Path, tmp_path: Path) -> None:
     """Of a shard whose clips the second rank reads, and of an OUT that is there."""
     copied = Path(shutil.copytree(tones, tmp_path / "copy", ignore=shutil.ignore_patterns("*.cache")))
     tar = sorted(copied.glob("train-*.tar"))[-1]
@@ -207,7 +206,7 @@ def test_an_error_of_one_rank_ends_all_with_one_sentence(
     (taken / "notes").touch()
     flags = ["--encoder", str(pretrained), "--device", "cpu", "--data", "stream", "--out"]
     commands = {
-        "cannot be read or decoded": ["train", "linear", str(copied), *flags, str(tmp_path / "linear"), *tiny],
+        "cannot be read or decoded": ["train", "linear", str(copied), *flags, str(tmp_path / "linear")],
         f"{tar.name}: it cannot be read": ["evaluate", str(copied), *flags, str(tmp_path / "evaluation")],
         "taken: it exists and is not an evaluation": ["evaluate", str(tones), *flags, str(taken)],
         "taken: it exists and is not a run": ["train", "linear", str(tones), *flags, str(taken)],

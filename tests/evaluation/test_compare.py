@@ -161,7 +161,7 @@ def test_a_killed_command_goes_on(
     assert done.code == 0, done.err
     assert before.items() <= _finished(out).items() and len(_finished(out)) == 4 + 2 * 2 * 4
     markdown = (out / "compare.md").read_text()
-    assert "not in these tables" not in markdown and "| DECAR-v2 |" in markdown
+    assert "Not shown" not in markdown and "| DECAR-v2 |" in markdown
     whole, resumed = _rows(compared), _rows(out)
     same = ("tasks", "mean", "seeds", "failed")
     assert {name: [row[of] for of in same] for name, row in resumed.items()} == {

@@ -134,7 +134,7 @@ def test_what_cannot_be_evaluated_is_said(cli: Cli, unlabelled: Path, tones: Pat
         assert done.code == 1 and not (tmp_path / "out").exists()
         return done.error
 
-    assert "60 of 60 clips of split train have no label" in error(unlabelled, "--encoder", "random")
+    assert "without a label: 60 of 60 clips of split train;" in error(unlabelled, "--encoder", "random")
     for words, *flags in (
         ("no fold", "random", "--folds"),
         ("not a run of unfused-fast", tmp_path / "nothing"),
@@ -148,6 +148,7 @@ def test_what_cannot_be_evaluated_is_said(cli: Cli, unlabelled: Path, tones: Pat
         ("at least 1", "random", "--seeds", "0"),
         ("--devices 99999: this machine has", "random", "--devices", 99999),
         ("use --label-fraction 0.1", "random", "--set", "eval.label_fraction=0.1"),
+        ("add --no-baselines", "random", "--set", "eval.features=projector"),
     ):
         assert words in error(tones, "--encoder", *flags)
 
@@ -175,6 +176,14 @@ def test_an_out_that_cannot_be_written_is_said_before_anything_is_measured(
         assert (folder / "mine.txt").read_text() == "mine" and "evaluate: logmel" not in foreign.err
         (folder / "mine.txt").rename(folder / "evaluation.json.new")  # as a kill leaves it
     assert cli(*given, tmp_path / "o", "--overwrite").code == 0 and not (tmp_path / "o.partial").exists()
+
+
+def test_an_encoder_without_the_head_is_named_before_others_are_measured(
+    cli: Cli, tones: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    given = ["--encoder", pretrained, "--encoder", "base", "--no-baselines", "--set", "eval.features=projector"]
+    done = cli("evaluate", tones, *given, "--out", tmp_path / "out", "--device", "cpu")
+    assert "base: it has no projection head" in done.error and "evaluate: " not in done.err
 
 
 def test_train_linear_chooses_rate_and_epoch_by_the_test_where_it_is_told_to(

@@ -129,7 +129,7 @@ def test_a_run_of_efficientnet_serves_the_later_stages(
     short = ["--set", "data.crop_seconds=0.2", "--epochs", 1]
     done = cli("train", "pretrain", shards, "--out", run, *flags, *short, "--set", "cluster.algo=pca_kmeans")
     assert done.code == 0 and math.isfinite(json.loads(done.out)["loss"]), done.err
-    done = cli("train", "linear", shards, "--encoder", run, "--out", tmp_path / "linear", *flags)
+    done = cli("train", "linear", shards, "--encoder", run, "--out", tmp_path / "linear", "--device", "cpu", "--json")
     assert done.code == 0 and json.loads(done.out)["features"] == 1280, done.err
     projected = ["--set", "pseudo.feature=projector", "--set", "pseudo.k=2", "--set", "pseudo.pca_dim=4"]
     done = cli("train", "distill", shards, "--teacher", run, "--out", tmp_path / "distill", *flags, *short, *projected)

@@ -112,10 +112,10 @@ def test_pseudo_labels_and_student_do_not_see_labels(
 
 @pytest.mark.parametrize("encoder", ["random", "logmel", "pretrained"])
 def test_linear_tells_separable_classes_apart(
-    cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path, encoder: str
+    cli, tones: Path, pretrained: Path, tiny_heads: list[str], tmp_path: Path, encoder: str
 ) -> None:
     source = pretrained if encoder == "pretrained" else encoder
-    done = cli("train", "linear", tones, "--encoder", source, "--out", tmp_path / "run", "--json", *tiny)
+    done = cli("train", "linear", tones, "--encoder", source, "--out", tmp_path / "run", "--json", *tiny_heads)
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert result["test"] > 0.8 and result["clips"] == {"train": 60, "valid": 18, "test": 18}
@@ -143,10 +143,10 @@ def test_shuffled_labels_are_those_of_the_same_split(tones: Path) -> None:
     ("part", "features"), [("encoder=student3", 4 * 8), ("features=block3", 4 * 8), ("features=block2+encoder", 96)]
 )
 def test_layers_and_low_labels(
-    cli, tones: Path, pretrained: Path, tiny: list[str], tmp_path: Path, part: str, features: int
+    cli, tones: Path, pretrained: Path, tiny_heads: list[str], tmp_path: Path, part: str, features: int
 ) -> None:
     flags = ["--set", f"eval.{part}", "--set", "eval.label_fraction=0.1", "--json"]
-    done = cli("train", "linear", tones, "--encoder", pretrained, "--out", tmp_path / "run", *tiny, *flags)
+    done = cli("train", "linear", tones, "--encoder", pretrained, "--out", tmp_path / "run", *tiny_heads, *flags)
     result = json.loads(done.out)
     assert result["features"] == features and result["clips"]["train"] == 6
 
@@ -166,11 +166,12 @@ def test_all_says_which_encoder_to_keep(cli, tones: Path, tiny: list[str], tmp_p
 
 @pytest.mark.parametrize(("stage", "picture"), [("linear", "confusion.png"), ("pretrain", "clusters.png")])
 def test_a_picture_that_cannot_be_drawn_loses_no_result(
-    cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, picture: str
-) -> None:
+    cli, tones: Path, tiny: list[str], tiny_heads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    stage: str, picture: str,
+) -> None:  # fmt: skip
     """Matplotlib is gone; where it is back, a finished run of linear gets its picture without training."""
     out, flags = tmp_path / "out", ["--encoder", "logmel"] if stage == "linear" else ["--epochs", 1]
-    command = ["train", stage, tones, "--out", out, *flags, *tiny]
+    command = ["train", stage, tones, "--out", out, *flags, *(tiny_heads if stage == "linear" else tiny)]
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib.figure", None)
         done = cli(*command)
@@ -184,18 +185,19 @@ def test_a_picture_that_cannot_be_drawn_loses_no_result(
 
 @pytest.mark.parametrize("norm", ["dataset", "wave_l2"])
 def test_silent_clips_are_distilled_scored_and_fine_tuned(
-    cli, tone_rows: list[SourceRow], pack_rows, tiny: list[str], tmp_path: Path, norm: str
+    cli, tone_rows: list[SourceRow], pack_rows, tiny: list[str], tiny_heads: list[str], tmp_path: Path, norm: str
 ) -> None:
     soundfile.write(tmp_path / "silence.wav", np.zeros(17000), 16000)
     rows = [replace(row, path=tmp_path / "silence.wav") if n % 4 == 0 else row for n, row in enumerate(tone_rows)]
-    shards, run, flags = pack_rows(rows, tmp_path / "set"), tmp_path / "run", [*tiny, "--set", f"data.norm={norm}"]
-    assert cli("train", "pretrain", shards, "--out", run, "--epochs", 1, *flags).code == 0
+    shards, run, flags = pack_rows(rows, tmp_path / "set"), tmp_path / "run", ["--set", f"data.norm={norm}"]
+    assert cli("train", "pretrain", shards, "--out", run, "--epochs", 1, *tiny, *flags).code == 0
     for stage, more in (
         ("distill", ["--teacher", run, "--epochs", 1, "--set", "pseudo.feature=projector"]),
         ("linear", ["--encoder", run, "--epochs", 2]),
         ("finetune", ["--encoder", run, "--epochs", 1]),
     ):
-        done = cli("train", stage, shards, "--out", tmp_path / stage, "--json", *flags, *more)
+        own = tiny_heads if stage == "linear" else tiny
+        done = cli("train", stage, shards, "--out", tmp_path / stage, "--json", *own, *flags, *more)
         assert done.code == 0 and "NaN" not in done.out, done.err
     assert cli("evaluate", shards, "--encoder", run, "--knn", "--out", tmp_path / "e", "--device", "cpu").code == 0
 
@@ -207,6 +209,13 @@ def test_settings_that_an_encoder_brings_itself_are_refused(
     for command in (["train", "linear"], ["train", "finetune"], ["evaluate"]):
         done = cli(*command, *given)
         refused(done, "--set model.channels=8", pretrained, "has its own network", "model.channels = 4; leave")
+    for command, setting, advice in (
+        (["train", "linear"], "train.epochs=7", "use --set eval.epochs"),
+        (["evaluate"], "optim.lr=99", "use --set eval.lr"),
+        (["evaluate"], "aug.mixup.ratio=0", "leave the setting out"),
+    ):
+        name, done = setting.partition("=")[0], cli(*command, *given[:5], "--set", setting)
+        refused(done, f"--set {name}: ", "is not read", advice)
     assert not (tmp_path / "out").exists()
     read = ["--set", "model.dropout=0.1", "--epochs", 1]
     assert cli("train", "finetune", *given[:-2], *read).code == 0

@@ -68,7 +68,7 @@ def command(kind: str, shards: Path, teacher: Path, out: Path) -> list[str]:
         tiny = [*sets(f"{read} {PARTS}"), *flags(kind)]
     if stage == "linear":
         given = ["train", stage, str(shards), "--out", str(out), "--epochs", str(EPOCHS), "--encoder", str(teacher)]
-        return [*given, "--device", "cpu", *tiny]
+        return [*given, "--device", "cpu"]
     more = ["--teacher", str(teacher)] if stage == "distill" else []
     return [
         *("train", stage, str(shards), "--out", str(out), "--epochs", str(EPOCHS), "--save-every", "1steps"),

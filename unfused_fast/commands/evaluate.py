@@ -20,7 +20,7 @@ from unfused_fast.commands.flags import (
     Teacher,
     with_flags,
 )
-from unfused_fast.commands.options import read_by, refuse_unread, run_options
+from unfused_fast.commands.options import read_by, refuse_unread, refuse_unread_by_heads, run_options
 from unfused_fast.commands.output import open_set, show
 from unfused_fast.config import BASELINES, MethodName
 from unfused_fast.errors import UserError
@@ -107,7 +107,10 @@ def evaluate(
 
     plan = Plan(("linear", "knn") if knn else ("linear",), chosen, folds, seeds, flags.holdout)
     config = flags.config("linear")
+    if baselines and config.eval.features == "projector":
+        raise UserError("eval.features = projector: the baselines have no projection head; add --no-baselines")
     refuse_unread(flags.named("linear"), config, [run for runs in named.values() for run in runs])
+    refuse_unread_by_heads(flags.settings)
     options = run_options(flags.device, None, False, overwrite, timeout=flags.timeout)
     with options.ranks:
         result = run_evaluation(config, open_set(shards), named, plan, out, options)

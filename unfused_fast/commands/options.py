@@ -15,6 +15,9 @@ from unfused_fast.config import BASELINES, READ_BY, READ_WITH, MethodName, Prese
 from unfused_fast.errors import UserError
 from unfused_fast.launch import place_of
 
+OF_HEADS = "eval.", "model.", "frontend.", "train.seed", "data.store", "data.norm", "data.crop_seconds"
+"""What stage 3 reads; of network, front end, norm and crop for a baseline only."""
+
 if TYPE_CHECKING:
     from unfused_fast.config import Config
     from unfused_fast.training import Options
@@ -189,3 +192,14 @@ def refuse_unread(names: list[str], config: Config, encoders: Iterable[str], rea
                 f"--set {other[0]}={given[other[0]]}: {encoder} has its own network and front end, with "
                 f"{other[0]} = {str(own[other[0]])[:40]}; leave the setting out, or train an encoder with it"
             )
+
+
+def refuse_unread_by_heads(settings: list[str] | None) -> None:
+    """Raises UserError for the first `--set` flag of a field that only the stages before the third one read."""
+    from unfused_fast.config import Config, flatten
+
+    for name in pairs(settings):
+        if not name.startswith(OF_HEADS):
+            meant = f"eval.{name.rpartition('.')[2]}"
+            advice = f"use --set {meant}" if meant in flatten(Config()) else "leave it out"
+            raise UserError(f"--set {name}: linear heads do not read it; {advice}")

@@ -18,7 +18,7 @@ from unfused_fast.commands.flags import (
     Teacher,
     with_flags,
 )
-from unfused_fast.commands.options import refuse_unread
+from unfused_fast.commands.options import refuse_unread, refuse_unread_by_heads
 from unfused_fast.commands.output import next_command, open_set, print_result, show
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def train_linear(
 
     config = flags.config("linear", epochs)
     refuse_unread(flags.named("linear"), config, [encoder])
+    refuse_unread_by_heads(flags.settings)
     options = flags.options()
     with options.ranks:
         result = linear(config, open_set(shards), encoder, out, options, holdout)
