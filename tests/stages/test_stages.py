@@ -212,10 +212,10 @@ def test_settings_that_an_encoder_brings_itself_are_refused(
     for command, setting, advice in (
         (["train", "linear"], "train.epochs=7", "use --set eval.epochs"),
         (["evaluate"], "optim.lr=99", "use --set eval.lr"),
-        (["evaluate"], "aug.mixup.ratio=0", "leave the setting out"),
+        (["evaluate"], "aug.mixup.ratio=0", "leave it out"),
     ):
         name, done = setting.partition("=")[0], cli(*command, *given[:5], "--set", setting)
-        refused(done, f"--set {name}: ", "is not read", advice)
+        refused(done, f"--set {name}: linear heads do not read it", advice)
     assert not (tmp_path / "out").exists()
     read = ["--set", "model.dropout=0.1", "--epochs", 1]
     assert cli("train", "finetune", *given[:-2], *read).code == 0
