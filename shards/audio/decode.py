@@ -37,6 +37,8 @@ LONGEST_FILE_SECONDS = 24 * 3600.0
 """Longest file. Ours: a day of a field recorder; a few kilobytes of FLAC can decode to years."""
 LARGEST_SAMPLE = 64.0
 """Ours: 36 dB above full scale. No recording reaches it, but integers converted to float without scaling do."""
+NO_LENGTH_FRAMES = 1 << 60
+"""As many or more are libsndfile's value for a FLAC without a length."""
 SPAN_FRAMES = 1 << 25
 """Most samples per channel that are in memory at once: 128 MB, eleven minutes at 48 kHz. A longer piece is decoded in
 spans."""
@@ -76,7 +78,7 @@ def probe(path: Location, longest_seconds: float = LONGEST_FILE_SECONDS) -> Prob
         if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
             raise Rejected(Reason.RATE, f"{rate_hz} Hz, not between {LOWEST_RATE_HZ} and {HIGHEST_RATE_HZ} Hz")
         longest = int(longest_seconds * rate_hz)
-        if frames >= 1 << 60:  # libsndfile's value for a FLAC without a length
+        if frames >= NO_LENGTH_FRAMES:
             frames = sum(map(len, _blocks(file, longest + 1)))  # counting ends beyond the longest
     if frames <= 0:
         raise Rejected(Reason.NO_SAMPLES)
@@ -116,7 +118,8 @@ def decode_piece(path: Location, frames: int, start: int, stop: int) -> Decoded:
     all before it.
 
     Raises:
-        Rejected: as `probe`; or fewer samples than the header declares, or not finite, or beyond LARGEST_SAMPLE.
+        Rejected: as `probe`; or other than `frames`, fewer samples than the header declares, or not finite, or beyond
+            LARGEST_SAMPLE.
     """
     file = open_audio(path, frames)
     try:
@@ -130,6 +133,8 @@ def decode_piece(path: Location, frames: int, start: int, stop: int) -> Decoded:
 
 def _decode_opened(file: ForwardFile, frames: int, start: int, stop: int) -> Decoded:
     with file:
+        if frames != (own := int(file.frames)) < NO_LENGTH_FRAMES:
+            raise Rejected(Reason.UNREADABLE, f"changed since its header was read, from {frames} to {own} samples")
         step = max(1, SPAN_FRAMES * SAMPLE_RATE_HZ // int(file.samplerate) if file.can_seek() else stop - start)
         clipping = Clipping(file.subtype, file.channels)
         begins = range(start, stop, step)

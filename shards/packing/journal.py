@@ -1,7 +1,8 @@
 """The journal of a set in the making: what is known of it, from which it resumes after any interruption.
 
 OUT.partial/journal/request.json   the request; a different request does not resume this set
-OUT.partial/journal/headers.jsonl  headers of the files, a block a line
+OUT.partial/journal/headers.jsonl  headers of the files, each with the file's size and time, a block a line
+OUT.partial/journal/plan           the Plan.digest() of which the shards are
 OUT.partial/journal/NAME.parquet   written when NAME.tar and NAME.idx have their names: their clips and rejections
 OUT.partial/journal/sent.jsonl     of a set behind a URL: the shards that are there, one a line; they may be gone here
 OUT.partial/journal/making/        shards being written
@@ -25,7 +26,7 @@ import pyarrow as pa
 from unfused_fast.errors import UserError
 from unfused_fast.json_files import is_count, read_json
 from unfused_fast.shards.audio.decode import Probe
-from unfused_fast.shards.packing.pack_shard import DoneShard
+from unfused_fast.shards.packing.pack_shard import DoneShard, Header
 from unfused_fast.shards.sets.shard_files import check_index, index_path, replace_file
 from unfused_fast.shards.sets.table import DONE_SCHEMA
 from unfused_fast.shards.sources.reasons import Reason, Rejected
@@ -99,13 +100,13 @@ class Journal:
         replace_file(self.folder / "request.json", json.dumps({**kept, "replaces": replaces}, indent=2).encode())
         self.request, self.owner, self.sent = request, kept["owner"], self._sent()
 
-    def headers(self, sizes: Mapping[int, int]) -> dict[int, list[Probe | Rejected]]:
+    def headers(self, sizes: Mapping[int, int]) -> dict[int, list[Header]]:
         """The blocks of headers that were read: number of the first file -> what was found.
 
         Args:
             sizes: of all blocks: number of the first file -> files; what does not fit is read again.
         """
-        found: dict[int, list[Probe | Rejected]] = {}
+        found: dict[int, list[Header]] = {}
         for line in self._lines("headers.jsonl"):
             with suppress(ValueError, TypeError):
                 first, values = line
@@ -113,13 +114,24 @@ class Journal:
                     found[first] = [_header(*value) for value in values]
         return found
 
-    def add_headers(self, first: int, probes: Sequence[Probe | Rejected]) -> None:
+    def add_headers(self, first: int, headers: Sequence[Header]) -> None:
         """Keeps a block of headers."""
         values = [
-            (probe.reason, probe.detail) if isinstance(probe, Rejected) else (probe.frames, probe.rate_hz)
-            for probe in probes
+            (found.reason, found.detail, state) if isinstance(found, Rejected) else (found.frames, found.rate_hz, state)
+            for found, state in headers
         ]
         self._add_line("headers.jsonl", (first, values))
+
+    def begin_plan(self, plan: str) -> None:
+        """Deletes the shards of another plan, of before some files changed; the URL may still have theirs."""
+        path = self.folder / "plan"
+        if path.is_file() and path.read_bytes() == plan.encode():
+            return
+        for name in list(self.sent):
+            self.forget_sent(name)
+        for made in (*self.folder.glob("*.parquet"), *self.set_folder.glob("*.tar"), *self.set_folder.glob("*.idx")):
+            made.unlink()
+        replace_file(path, plan.encode())
 
     def add_sent(self, name: str, sent: Sent) -> None:
         """Keeps that a shard is behind the URL."""
@@ -182,6 +194,7 @@ class Journal:
         try:
             with pq.ParquetFile(self.folder / f"{name}.parquet") as file:
                 table = file.read()
+            table.validate(full=True)
             about = json.loads(table.schema.metadata[_ABOUT])
             rejected = [(str(source), int(piece), str(text)) for source, piece, text in about["rejected"]]
             done = DoneShard(name, table, rejected, int(about["bytes"]), tuple(about.get("origin", ())))
@@ -203,10 +216,10 @@ class Journal:
         return tar, index_path(tar)
 
 
-def _header(first: Any, second: Any) -> Probe | Rejected:
+def _header(first: Any, second: Any, state: list[int]) -> Header:
     """What add_headers() kept of a file. Raises ValueError: it is something else."""
     if isinstance(first, str) and isinstance(second, str):
-        return Rejected(Reason(first), second)
+        return Header(Rejected(Reason(first), second), state)
     if not (is_count(first) and is_count(second) and second):
         raise ValueError("no header")
-    return Probe(first, second)
+    return Header(Probe(first, second), state)

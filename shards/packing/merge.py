@@ -56,6 +56,8 @@ def merge(
     started, made = time.perf_counter(), 0
     request, contents = _checked([part_folder(part) for part in parts])
     folder, remote = destination(out)
+    if same := [part for part in contents if part.resolve().is_relative_to(folder.resolve())]:
+        raise UserError(f"{folder}: it holds {same[0]}, and the parts stay as they are; choose a new OUT")
     if resume and (there := finished(folder, remote, request, started)) is not None:
         return there
     shards = [
@@ -65,6 +67,7 @@ def merge(
     ]
     whole = replace(next(iter(contents.values())), shards=[done.name for _, done in shards])
     with building(folder, request, overwrite, resume, remote) as journal:
+        journal.begin_plan(whole.plan)
         assembly = Assembly(journal, whole, remote)
         for number, (part, done) in enumerate(shards, 1):
             if assembly.has_moved(done.name):
@@ -92,8 +95,8 @@ def _checked(parts: Sequence[Path]) -> tuple[dict[str, Any], dict[Path, Contents
             )
         if contents.plan != of_first.plan:
             raise UserError(
-                f"{part}: packed when files had other lengths, or were unreadable, than for {parts[0]}: they changed in "
-                "between; pack all parts again, with --overwrite, from the same files"
+                f"{part}: some files were of other lengths, or unreadable, when it was packed than for {parts[0]}; "
+                "pack all parts again, with --overwrite, from the same files"
             )
         if number in there:
             raise UserError(f"{part}: part {number} of {of}, and so is {there[number][0]}; name each part once")

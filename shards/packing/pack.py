@@ -117,21 +117,26 @@ def _plan_set(
     blocks = range(0, len(rows), HEADER_BLOCK)
     found = journal.headers({first: min(HEADER_BLOCK, len(rows) - first) for first in blocks})
     jobs = (
-        ProbeJob(first, [row.path for row in rows[first : first + HEADER_BLOCK]], 3600 * options.max_file_hours)
+        ProbeJob(
+            first,
+            [row.path for row in rows[first : first + HEADER_BLOCK]],
+            3600 * options.max_file_hours,
+            found.get(first, ()),
+        )
         for first in blocks
-        if first not in found
     )
-    headers = [header for block in found.values() for header in block]
-    done, unusable = len(headers), _rejected(headers)
+    done = unusable = 0
     for job, answer in pool.answers(jobs):
         assert isinstance(job, ProbeJob)
-        journal.add_headers(job.first, answer)
+        if [header.state for header in answer] != [header.state for header in job.known]:
+            journal.add_headers(job.first, answer)
         found[job.first] = answer
-        done, unusable = done + len(answer), unusable + _rejected(answer)
+        done += len(answer)
+        unusable += sum(isinstance(header.found, Rejected) for header in answer)
         progress(done, len(rows), unusable)
     frames, start, stop = (np.zeros(len(rows), np.int64) for _ in range(3))
     rejected: list[Rejection] = []
-    headers = [header for first in sorted(found) for header in found[first]]
+    headers = [header.found for first in sorted(found) for header in found[first]]
     for number, (row, header) in enumerate(zip(rows, headers, strict=True)):
         try:
             frames[number], start[number], stop[number] = _packed(row, header, options)
@@ -144,12 +149,9 @@ def _plan_set(
     shards = plan_shards(plan, options.clips_per_shard)
     if part is not None:
         shards = share(shards, *part)
+    journal.begin_plan(plan.digest())
     names = [shard.name for shard in shards]
     return plan, shards, Contents(names, labels, rejected, dict(files or {}), plan.digest())
-
-
-def _rejected(answer: Sequence[Probe | Rejected]) -> int:
-    return sum(isinstance(header, Rejected) for header in answer)
 
 
 def _packed(row: SourceRow, header: Probe | Rejected, options: PackOptions) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from unfused_fast.shards.packing.layout import Piece
 from unfused_fast.shards.packing.workers import At, Bad
 from unfused_fast.shards.sets.shard_files import ShardWriter, clip_json, clip_key
 from unfused_fast.shards.sets.table import DONE_SCHEMA, NO_LABEL
-from unfused_fast.shards.sources.location import ByteLocation, Location
+from unfused_fast.shards.sources.location import ByteLocation, Location, state_of
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
 Item = TypeVar("Item")
@@ -27,6 +27,14 @@ Columns = dict[str, list[Any]]
 """Values by the names of DONE_SCHEMA."""
 Rejection = tuple[str, int, str]
 """Name of the file, number of the piece, text for rejected.csv."""
+
+
+class Header(NamedTuple):
+    """What was found in the header of a file, or why there is none."""
+
+    found: Probe | Rejected
+    state: list[int]
+    """The file's state_of() just before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +46,19 @@ class ProbeJob:
     files: Sequence[Location]
     longest_seconds: float
     """Longer files are rejected."""
+    known: Sequence[Header] = ()
+    """Read before; kept, but for files that were unreadable then or have changed since."""
 
-    def answer(self, bad: Bad, at: At) -> list[Probe | Rejected]:
-        """A probe or a rejection for each file."""
-        return _each(self.files, bad, at, lambda file: probe(file, self.longest_seconds))
+    def answer(self, bad: Bad, at: At) -> list[Header]:
+        """The header of each file."""
+        states = [state_of(file) for file in self.files]
+        kept = {
+            file: header.found
+            for file, state, header in zip(self.files, states, self.known, strict=False)
+            if header.state == state and getattr(header.found, "reason", None) is not Reason.UNREADABLE
+        }
+        found = _each(self.files, bad, at, lambda file: kept.get(file) or probe(file, self.longest_seconds))
+        return [Header(*header) for header in zip(found, states, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -50,6 +51,17 @@ unpacked and has those methods of a Path that adapters use."""
 def refused(why: str) -> ByteLocation:
     """The location of a file that is not read, and listed in rejected.csv with this reason."""
     return ByteLocation((), Kind.REFUSED, why=why)
+
+
+def state_of(location: Location) -> list[int]:
+    """Size and time of change (ns) of each file of this machine that holds the bytes; of one that is gone, nothing."""
+    state = list[int]()
+    for name in location.files if isinstance(location, ByteLocation) else (str(location),):
+        if not is_url(name):
+            with suppress(OSError, ValueError):
+                status = Path(name).stat()
+                state += status.st_size, status.st_mtime_ns
+    return state
 
 
 def is_url(text: str) -> bool:

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from unfused_fast.shards.packing.finish import PackResult
 
 PackResume = Annotated[
-    bool, typer.Option("--resume", help="Resume an unfinished OUT and keep a finished one (the default).")
+    bool,
+    typer.Option(
+        "--resume",
+        help="Keep a finished OUT of the same sources, by their names, and options. An unfinished OUT is resumed "
+        "without this too, unless --overwrite is given.",
+    ),
 ]
 
 

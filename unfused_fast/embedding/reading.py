@@ -98,9 +98,9 @@ def blocks_of(
 ) -> Iterator[Block]:
     """The rows of some groups, each in blocks of at most BLOCK_SECONDS, or of one file. `headers` reads headers."""
     for some in groups:
-        ((_, probes),) = headers.answers([ProbeJob(some[0], [rows[row].path for row in some], LONGEST_FILE_SECONDS)])
+        ((_, answer),) = headers.answers([ProbeJob(some[0], [rows[row].path for row in some], LONGEST_FILE_SECONDS)])
         block = Block(some[0])
-        for row, found in zip(some, probes, strict=True):
+        for row, (found, _) in zip(some, answer, strict=True):
             samples = 0 if isinstance(found, Rejected) else found.samples
             if block.samples and sum(block.samples.values()) + samples > BLOCK_SECONDS * SAMPLE_RATE_HZ:
                 yield block

@@ -86,6 +86,16 @@ def test_lossless_samples_that_cannot_be_sought_come_out_unchanged(tmp_path: Pat
     np.testing.assert_array_equal(decode_samples(tmp_path / "a.aiff", 50_000, 40_000, 45_000), samples[40_000:45_000])
 
 
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3"])
+def test_a_file_that_changed_since_its_header_was_read(tmp_path: Path, write_tone: Tone, form: str) -> None:
+    soundfile.write(tmp_path / "a", write_tone(3.0, 16000, 440), 16000, format=form)
+    found = probe(tmp_path / "a")
+    soundfile.write(tmp_path / "a", write_tone(4.0, 16000, 440), 16000, format=form)
+    now = probe(tmp_path / "a").frames
+    with pytest.raises(Rejected, match=f"changed since its header was read, from {found.frames} to {now} samples"):
+        decode_samples(tmp_path / "a", found.frames, 0, 16000)
+
+
 @pytest.mark.parametrize(("form", "rate"), [("WAV", 48000), ("FLAC", 44100), ("MP3", 44100), ("WAV", 16000)])
 def test_spans_put_together_are_the_piece(
     tmp_path: Path, write_tone: Tone, monkeypatch: pytest.MonkeyPatch, form: str, rate: int

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 from remote_files import bytes_of
 from stopped_packs import pack_alone, stopped
 
@@ -67,7 +70,7 @@ def test_a_request_that_cannot_be_read(rows: list[SourceRow], packed: ShardSet, 
 FOREIGN_LINES = [
     *(b"5", b"null", b"{}", b"[0,[[5]]]", b"[0, [5]]", b"[[], []]", b"[0, []]", b"[7, [[5, 16000]]]", b"\xff\xfe"),
     *(b"[" * 9999, b'[0, [["no reason", ""]]]'),
-    b"[0," + json.dumps([[5, 0]] * 45).encode() + b"]",
+    b"[0," + json.dumps([[5, 0, []]] * 45).encode() + b"]",
     b"[[], 0, {}]",
     b'["train-000000", 0, []]',
     b'["train-000000", -1, {"train-000000.tar": [], "train-000000.idx": []}]',
@@ -84,6 +87,21 @@ def test_foreign_lines_in_the_journal(rows: list[SourceRow], packed: ShardSet, t
         path.write_bytes(lines if alone or not path.exists() else path.read_bytes() + b"\n" + lines + b"\n")
     assert pack_alone(rows, out, clips_per_shard=10).shards_made == 3
     assert bytes_of(out) == bytes_of(packed.directory)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.3, 12), (0, 0.3), (12, 0.3)])
+def test_files_that_change_while_a_pack_is_stopped(
+    rows: list[SourceRow], tmp_path: Path, before: float, after: float
+) -> None:
+    """One that grew, one that was empty and one that was too long: the set is that of the files as they are now."""
+    changing = tmp_path / "changing.wav"
+    rows = [replace(rows[0], path=changing), *rows[1:]]
+    soundfile.write(changing, np.zeros(round(16000 * before)), 16000)
+    stopped(rows, tmp_path / "out")
+    soundfile.write(changing, np.full(round(16000 * after), 0.5), 16000)
+    assert pack_alone(rows, tmp_path / "out", clips_per_shard=10).rejected == {}
+    pack_alone(rows, tmp_path / "anew", clips_per_shard=10)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "anew")
 
 
 def _about(value: Any) -> Callable[[pa.Table], pa.Table]:
