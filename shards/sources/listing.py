@@ -60,7 +60,7 @@ class Listing:
     not_read: list[tuple[str, str]] = field(default_factory=list)
     """(name, why) of members of archives that are not read."""
     sets: list[Path] = field(default_factory=list)
-    """Folders of shard sets, which are left out."""
+    """Folders of shard sets, of unfinished ones and of parts of sets, which are left out."""
     is_plain: bool = False
     """A folder of this machine without archives."""
 
@@ -190,7 +190,7 @@ def archive_named(path: Path | str) -> tuple[str, ...] | None:
 
 
 def _list_folder(root: Path, listing: Listing) -> None:
-    """Adds the files below a folder: no clutter, no shard sets, no pipes.
+    """Adds the files below a folder: no clutter, no shard sets or parts of them, no pipes.
 
     Each folder comes once, however many links lead to it: linked folders after the real ones, so loops come to an end.
     Ours: a link to a folder that holds `root` is not followed, because it would add what is next to `root`.
@@ -200,7 +200,7 @@ def _list_folder(root: Path, listing: Listing) -> None:
     while waiting:
         for parent, folders, names in os.walk(waiting.pop(0), onerror=closed.append):
             status = Path(parent).stat()
-            is_set = {"manifest.json", "clips.parquet"} <= set(names)
+            is_set = {"manifest.json", "clips.parquet"} <= set(names) or _has_journal(parent, names)
             if (status.st_dev, status.st_ino) in seen or is_set:
                 folders.clear()
                 listing.sets += [Path(parent)] * is_set
@@ -217,6 +217,12 @@ def _list_folder(root: Path, listing: Listing) -> None:
     for error in closed:
         path = Path(error.filename)
         listing.files[f"{path.relative_to(root).as_posix()}/"] = path
+
+
+def _has_journal(folder: str, names: list[str]) -> bool:
+    """Whether a folder is an unfinished shard set, or a part of one."""
+    named = folder.endswith(".partial") or "part.json" in names
+    return named and Path(folder, "journal", "request.json").is_file()
 
 
 def _mode(path: Path) -> int:

@@ -71,11 +71,17 @@ def test_paths_longer_than_the_system_takes_are_listed(tmp_path: Path) -> None:
         probe(beyond.path)  # type: ignore[arg-type]
 
 
-def test_shard_set_inside_the_folder_is_no_source(tmp_path: Path) -> None:
-    _touch(tmp_path, "a.wav", "packed/manifest.json", "packed/clips.parquet", "packed/train-000000.tar")
+@pytest.mark.parametrize(
+    "files", ["packed/manifest.json packed/clips.parquet", "packed/part.json packed/journal/request.json", ""]
+)
+def test_shard_set_inside_the_folder_is_no_source(tmp_path: Path, files: str) -> None:
+    """Nor is a part of one, nor, as `shard FOLDER FOLDER/packed` leaves it when it is killed, an unfinished one."""
+    inside = tmp_path / ("packed" if files else "packed.partial")
+    _touch(tmp_path, "a.wav", *(files.split() or ["packed.partial/journal/request.json"]))
+    _touch(inside, "train-000000.tar")
     notes: list[str] = []
     assert [row.source for row in source_rows(tmp_path, note=notes.append)] == ["a.wav"]
-    assert notes == [f"{tmp_path}: 1 shard set in it left out, such as {tmp_path / 'packed'}"]
+    assert notes == [f"{tmp_path}: 1 shard set in it left out, such as {inside}"]
 
 
 def test_sources_that_are_none(tmp_path: Path) -> None:
