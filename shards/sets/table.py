@@ -192,6 +192,12 @@ def read_manifest(directory: Path) -> Manifest:
         for name, info in splits.items():
             if not (is_count(info.clips) and is_number(info.seconds)):
                 raise ValueError(f"split {name[:40]!r} has {info.clips!r:.40} clips of {info.seconds!r:.40} s")
+        if (log_mel := value["log_mel"]) is not None and not (
+            is_number(log_mel["mean"]) and is_number(log_mel["std"]) and log_mel["std"] > 0
+        ):
+            raise ValueError(f"its log_mel is {log_mel!r:.80}, but it needs a finite mean and a std above 0")
+        if not isinstance(names := value["label_names"], list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"its label_names are {names!r:.80}, not a list of texts")
         if (dataset := value["dataset"]) is not None and not (
             isinstance(dataset["name"], str) and isinstance(dataset.get("options", {}), dict)
         ):
@@ -199,7 +205,7 @@ def read_manifest(directory: Path) -> Manifest:
         for name in (name for info in splits.values() for name in info.shards):
             if Path(name).name != name or not name.endswith(".tar"):
                 raise ValueError(f"{name[:80]!r} is not the name of a shard")
-        return Manifest(**{**value, "splits": splits, "label_names": tuple(value["label_names"])})
+        return Manifest(**{**value, "splits": splits, "label_names": tuple(names)})
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{path}: not a manifest of version {SCHEMA_VERSION} ({error}); pack the set again with --overwrite"
@@ -230,7 +236,8 @@ def read_clips(directory: Path) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
             clips = file.read()
-    except (OSError, pa.ArrowException) as error:
+        clips.validate(full=True)
+    except (OSError, pa.ArrowException, UnicodeError) as error:
         raise unreadable(path, error, "copy the set again or pack it again") from error
     if clips.schema.names == CLIPS_SCHEMA.names[:-1]:  # as earlier versions wrote it
         clips = clips.append_column(CLIPS_SCHEMA.field("start"), pa.nulls(clips.num_rows, pa.int64()))

@@ -71,6 +71,13 @@ def _with_a_file_at_its_place(folder: Path) -> None:
     folder.touch()
 
 
+def _with_a_broken_name(folder: Path) -> None:
+    """As a flipped bit in a table without compression makes it."""
+    clips = pq.read_table(folder / "clips.parquet")
+    names = pa.array([b"\xff" + name.encode() for name in clips["source"].to_pylist()]).view(pa.string())
+    _table(folder, clips.set_column(clips.schema.names.index("source"), "source", names))
+
+
 AGAIN = "pack the set again with --overwrite"
 
 
@@ -94,6 +101,24 @@ AGAIN = "pack the set again with --overwrite"
         (lambda copy: _edit(copy, splits={"train": {}}), "manifest.json: not a manifest of version 5"),
         (lambda copy: _splits(copy, train={"clips": "24"}), "manifest of version 5 .*'train' has '24' clips of"),
         (lambda copy: _splits(copy, train={"seconds": None}), "manifest of version 5 .*'train' has 24 clips of None s"),
+        *(
+            (
+                lambda copy, given=given: _edit(copy, log_mel=given),
+                f"manifest of version 5 .*but it needs a finite mean and a std above 0.*{AGAIN}",
+            )
+            for given in (
+                {"mean": -4.0, "std": 0},
+                {"mean": -4.0, "std": -1.0},
+                {"mean": float("nan"), "std": 1.0},
+                {"mean": -4.0, "std": float("inf")},
+                {"mean": "-4", "std": 1.0},
+            )
+        ),
+        (lambda copy: _edit(copy, log_mel={"mean": -4.0}), "manifest of version 5 .*std"),
+        (lambda copy: _edit(copy, log_mel="none"), "not a manifest of version 5"),
+        (lambda copy: _edit(copy, label_names="abc"), "its label_names are 'abc', not a list of texts"),
+        (lambda copy: _edit(copy, label_names=["a", "b", 3]), "not a list of texts"),
+        (_with_a_broken_name, r"clips.parquet: cannot be read \(.*UTF"),
         (lambda copy: (copy / "train-000001.tar").unlink(), "train-000001.tar: missing, but manifest.json lists it"),
         (lambda copy: (copy / "valid-000000.idx").unlink(), "valid-000000.idx: missing"),
         (
