@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,11 @@ import numpy as np
 
 from unfused_fast.console import counted
 from unfused_fast.errors import UserError
+from unfused_fast.shards.sources.listing import is_audio
 from unfused_fast.shards.sources.row import DEFAULT_SPLIT, SourceRow
+
+_NUMBER = re.compile(r" \(\d+\)$")
+"""What csv_rows.numbered_names() puts after a name."""
 
 
 def with_validation(rows: Sequence[SourceRow]) -> list[SourceRow]:
@@ -95,7 +100,8 @@ def with_shares(rows: Sequence[SourceRow], shares: Mapping[str, float], seed: in
     Ours: groups come label by label, in a seeded order within each, and every group goes to the split that lacks the
     most files of what it should have by then; so each label's groups are distributed in about these shares, and all
     rows in exactly these but for the size of a group. The first group of a label is train's, because no label can be
-    tested that was not trained. A group of several labels counts with its rarest.
+    tested that was not trained. A group of several labels counts with its rarest. Where some names are those of
+    recordings, the other files are not counted, and those of no group with a recording are train's.
 
     Raises:
         UserError: the rows have splits already, or a split would be empty.
@@ -107,7 +113,8 @@ def with_shares(rows: Sequence[SourceRow], shares: Mapping[str, float], seed: in
             "leave --split out, or give the source without splits"
         )
     labels_of, size = dict[str, set[str]](), Counter[str]()
-    for row in rows:
+    drawn = [row for row in rows if is_audio(_NUMBER.sub("", row.source))] or rows
+    for row in drawn:
         labels_of.setdefault(_group(row), set()).update(row.labels or [row.label or ""])
         size[_group(row)] += 1
     groups_with = Counter(label for labels in labels_of.values() for label in labels)
@@ -133,8 +140,10 @@ def with_shares(rows: Sequence[SourceRow], shares: Mapping[str, float], seed: in
     labels = {label for found in labels_of.values() for label in found if label}
     evenly = f", {counted(len(labels), 'label')}, each in about these shares" if labels else ""
     counts = ", ".join(f"{have[name]} {name}" for name in shares)
-    summary = f"{counts} files; {counted(len(labels_of), 'whole group')}{evenly}"
-    return [replace(row, split=split_of[_group(row)]) for row in rows], f"{summary}; seed {seed}"
+    summary = f"{counts} files; {counted(len(labels_of), 'whole group')}{evenly}; seed {seed}"
+    if others := len(rows) - len(drawn):
+        summary += f"; {counted(others, 'file')} without the ending of a recording not counted"
+    return [replace(row, split=split_of.get(_group(row), DEFAULT_SPLIT)) for row in rows], summary
 
 
 def _group(row: SourceRow) -> str:

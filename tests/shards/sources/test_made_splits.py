@@ -62,6 +62,18 @@ def test_made_splits(per_group: int, labels: int, several: bool, text: str) -> N
     assert with_shares(rows, shares, 3)[0] == split != with_shares(rows, shares, 4)[0]
 
 
+def test_files_that_are_no_audio_are_not_counted() -> None:
+    """They would be lost from a split, whole ones where few files are recordings."""
+    audio = [SourceRow(Path("x"), f"{number}.wav", group=f"{number}") for number in range(10)]
+    others = [SourceRow(Path("x"), f"{number}.txt") for number in range(90)]
+    copy = SourceRow(Path("x"), "9.wav (2)", group="9")
+    alone, _ = with_shares([*audio, copy], parsed_shares("80/20"), 0)
+    split, said = with_shares([*others, *audio, copy], parsed_shares("80/20"), 0)
+    assert split[90:] == alone and {row.split for row in split[:90]} == {"train"}
+    assert Counter(row.split for row in alone)["test"] in (2, 3)
+    assert said.endswith("; 90 files without the ending of a recording not counted")
+
+
 def test_every_label_that_is_tested_is_trained() -> None:
     rows = [SourceRow(Path(f"{n}.wav"), f"{n}.wav", f"l{n % 40}") for n in range(100)]
     split, _ = with_shares(rows, parsed_shares("40/20/40"), 0)
