@@ -59,6 +59,8 @@ def building(
     """
     shown = str(out) if remote is None else remote.shown
     real, partial, replaced = Path(os.path.realpath(out)), beside(out, "partial"), beside(out, "replaced")
+    if remote is None and Path.cwd().is_relative_to(real):
+        raise UserError(f"{shown}: it is the working directory, or holds it; name a folder in it, or work elsewhere")
     journal = Journal(partial)
     if remote is not None:  # it is there, and complete, when a run was killed at its very end
         shutil.rmtree(out, ignore_errors=True)
@@ -67,6 +69,12 @@ def building(
             replaced.rename(real)
         replace = overwrite or (resume and journal.begun.get("replaces") is True)
         _check_replaceable(out, replace)
+        for folder in (partial, replaced):
+            if not _is_ours(folder):
+                raise UserError(
+                    f"{folder}: is needed while a set is packed, but holds no unfinished or replaced one; move it "
+                    "away, or choose another OUT"
+                )
         partial.mkdir(parents=True, exist_ok=True)
         with _lock(partial, shown):
             if overwrite and not resume:
@@ -94,7 +102,7 @@ def building(
                     raise Interrupted(f"{shown}: stopped; run the same command again{again} to continue") from error
                 raise
             if real.exists() and any(real.iterdir()):
-                shutil.rmtree(replaced, ignore_errors=True)
+                tidy(out)
                 real.rename(replaced)
             partial.replace(real)
         to_disk(real.parent)
@@ -109,8 +117,10 @@ def building(
 
 
 def beside(out: Path, ending: str) -> Path:
-    """The sibling folder OUT.ending, of the folder that `out` leads to."""
+    """The sibling folder OUT.ending, of the folder that `out` leads to. Raises UserError: the top of the disk."""
     real = Path(os.path.realpath(out))
+    if not real.name:
+        raise UserError(f"{out}: the top of the disk; name a folder in it")
     return real.with_name(f"{real.name}.{ending}")
 
 
@@ -123,7 +133,17 @@ def tidy(out: Path) -> None:
     """Deletes what a finished set does not need: its journal, and the set that it replaced."""
     if (out / MANIFEST).is_file():
         shutil.rmtree(out / "journal", ignore_errors=True)
-    shutil.rmtree(beside(out, "replaced"), ignore_errors=True)
+    if (replaced := beside(out, "replaced")).is_dir() and _is_ours(replaced):
+        with suppress(OSError):
+            discard(replaced)
+            replaced.rmdir()
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder holds a set, a part of one, an unfinished one or nothing; so does one that is not there."""
+    if not folder.is_dir():
+        return not os.path.lexists(folder)
+    return is_complete(folder) or (folder / "journal").is_dir() or not any(folder.iterdir())
 
 
 def complete(folder: Path, name: str, text: str) -> None:
@@ -136,8 +156,8 @@ def complete(folder: Path, name: str, text: str) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Deletes all that is in a folder."""
-    for path in folder.iterdir():
+    """Deletes all that is in a folder; last, by which a later run knows that it is ours."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name in (MANIFEST, PART, "journal")):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -151,7 +171,7 @@ def check_space(folder: Path, needed: int) -> None:
         raise UserError(
             f"{folder.parent}: the set needs up to {decimal(needed, precision=2)} more, but the disk has "
             f"{decimal(free, precision=2)} free; free some space and run the same command again, pack to another "
-            "disk, or halve the set with --codec flac"
+            "disk, or halve the set with --codec flac --overwrite"
         )
 
 

@@ -45,7 +45,8 @@ class PackOptions:
         if self.codec not in ("wav", "flac"):
             problem = f"codec {self.codec}, but a shard set holds wav or flac"
         elif not (math.isfinite(self.min_seconds) and self.min_seconds >= shortest):
-            problem = f"min_seconds {self.min_seconds:g}, but a log-mel needs {shortest:.4f} s or more"
+            needed = math.ceil(1e4 * shortest) / 1e4
+            problem = f"min_seconds {self.min_seconds:g}, but a log-mel needs {needed} s or more"
         elif not twice <= self.max_seconds <= LONGEST_SECONDS:
             problem = (
                 f"max_seconds {self.max_seconds:g}, but it must be between {twice:g}, twice min_seconds, and "
@@ -55,8 +56,8 @@ class PackOptions:
             problem = f"seed {self.seed}, but a seed is 0 or more"
         elif self.clips_per_shard is not None and self.clips_per_shard < 1:
             problem = f"{self.clips_per_shard} clips per shard, but at least 1 is needed"
-        elif not self.max_file_hours > 0:
-            problem = f"max_file_hours {self.max_file_hours:g}, but it must be above 0"
+        elif not 0 < self.max_file_hours < math.inf:
+            problem = f"max_file_hours {self.max_file_hours:g}, but it must be a finite time above 0"
         if problem:
             raise UserError(f"{problem}; change it, or leave it out for the default")
 

@@ -45,11 +45,37 @@ def test_what_is_at_out_stays_unless_it_may_go(rows: list[SourceRow], copy: Path
     assert (tmp_path / "mine/thesis.txt").read_text() == "years"
     (tmp_path / "empty").mkdir()
     assert pack_alone(rows[:9], tmp_path / "empty").packed == 9
-    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial/journal").mkdir(parents=True)
     (tmp_path / "new.partial/train-000000.tar").write_text("of an older version")
     with pytest.raises(UserError, match=r"new.partial: not an unfinished set that .*--overwrite"):
         pack_alone(rows[:9], tmp_path / "new")
     assert pack_alone(rows[:9], tmp_path / "new", overwrite=True).packed == 9
+
+
+@pytest.mark.parametrize("ending", ["partial", "replaced"])
+def test_what_is_beside_out_stays_unless_it_is_ours(rows: list[SourceRow], copy: Path, ending: str) -> None:
+    foreign = copy.with_name(f"copy.{ending}") / "train-000000.tar"
+    foreign.parent.mkdir()
+    foreign.write_text("years")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=rf"copy.{ending}: is needed .* move it away" if overwrite else "copy"):
+            pack_alone(rows[:9], copy, overwrite=overwrite)
+    assert pack_alone(rows, copy, clips_per_shard=10, resume=True).shards_made == 0
+    assert foreign.read_text() == "years"
+
+
+@pytest.mark.parametrize("inside", ["", "sub"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_places_that_cannot_be_replaced(
+    rows: list[SourceRow], copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str, overwrite: bool
+) -> None:
+    (copy / "sub").mkdir()
+    monkeypatch.chdir(copy / inside)
+    with pytest.raises(UserError, match="it is the working directory, or holds it; name a folder in it"):
+        pack_alone(rows[:9], copy if inside else Path(), overwrite=overwrite)
+    for resume in (False, True):
+        with pytest.raises(UserError, match=r"^/: the top of the disk; name a folder in it"):
+            pack_alone(rows[:9], Path("/"), overwrite=overwrite, resume=resume)
 
 
 def test_two_packs_to_one_place(rows: list[SourceRow], tmp_path: Path) -> None:
@@ -175,7 +201,7 @@ def test_disk_that_is_too_small_is_noticed_first(
 ) -> None:
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr("unfused_fast.shards.packing.building.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"needs up to \d+\.\d\d kB more, but the disk has 1\.00 kB free"):
+    with pytest.raises(UserError, match=r"up to \d+\.\d\d kB more, but the disk has 1\.00 kB free;.*flac --overwrite"):
         pack_alone(rows, tmp_path / "out")
 
 

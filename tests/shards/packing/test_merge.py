@@ -87,6 +87,9 @@ def test_what_does_not_make_one_set(rows: list[SourceRow], tmp_path: Path) -> No
         with pytest.raises(UserError, match=message):
             merge(parts, tmp_path / "out")
         assert not list(tmp_path.glob("out*"))  # found before anything is copied
+    for out in (first, first.parent):
+        with pytest.raises(UserError, match=r"it holds .*part1, and the parts stay as they are; choose a new OUT"):
+            merge([first, second], out, overwrite=True)
     merge([first, second], tmp_path / "out")
     with pytest.raises(UserError, match="a shard set is already there"):
         merge([first, second], tmp_path / "out")
@@ -101,7 +104,7 @@ def test_files_that_change_between_two_parts(rows: list[SourceRow], tmp_path: Pa
     pack(rows, tmp_path / "first", part=(1, 2), workers=0)
     soundfile.write(changing, np.zeros(16000 * seconds), 16000)
     pack(rows, tmp_path / "second", part=(2, 2), workers=0)
-    with pytest.raises(UserError, match=r"second: packed when files had other lengths, or were unreadable, than for"):
+    with pytest.raises(UserError, match=r"second: some files were of other lengths, or unreadable"):
         merge([tmp_path / "first", tmp_path / "second"], tmp_path / "out")
 
 

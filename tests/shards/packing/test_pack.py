@@ -273,7 +273,8 @@ def test_nothing_usable(mixed: Any, tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"codec": "mp3"}, "codec mp3"),
-        ({"min_seconds": 0.03}, "min_seconds 0.03"),
+        ({"min_seconds": 0.0321}, "min_seconds 0.0321, but a log-mel needs 0.0322 s or more"),
+        ({"max_file_hours": float("inf")}, "max_file_hours inf, but it must be a finite time"),
         ({"max_seconds": 0.15}, "max_seconds 0.15"),
         ({"max_seconds": float("nan")}, "max_seconds nan"),
         ({"workers": -1}, "-1 workers"),
