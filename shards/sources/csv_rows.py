@@ -115,8 +115,8 @@ def csv_rows(table: Path | str, note: OnMessage = no_message, of_splits: bool = 
             note(f"{title}: {remark}")
     rows = [replace(row, split=split_of.get(row.split, DEFAULT_SPLIT)) for row in rows]
     # Ours: the table holds no path of the machine that packed, so that the same input gives the same bytes.
-    outside = [row.path for row in rows if not row.source and isinstance(row.path, Path)]
-    shared = os.path.commonpath([path.parent for path in outside]) if outside else ""
+    outside = [os.path.normpath(str(row.path)) for row in rows if not row.source]
+    shared = os.path.commonpath(map(os.path.dirname, outside)) if outside else ""
     return numbered_names(
         [row if row.source else replace(row, source=in_unicode(os.path.relpath(str(row.path), shared))) for row in rows]
     )
@@ -193,10 +193,15 @@ def _columns(header: Sequence[str], title: str) -> dict[str, int]:
 
 
 def _local_path(given: str, base: str) -> tuple[Location, str, str]:
-    """Location of the file, its full path, and its name in the table, empty if it is outside the folder `base`."""
+    """Location of the file, its full path, and its name in the table, empty if it is outside the folder `base`.
+
+    Ours: `..` behind a link leads where the system says, not to where the name of the file in the table does.
+    """
+    if given != given.strip() and not os.path.lexists(os.path.join(base, given)):  # noqa: PTH118
+        given = given.strip()
     full = os.path.normpath(os.path.join(base, given))  # noqa: PTH118  normpath has no pathlib twin
     inside = full.startswith(base + os.sep) or not Path(given).is_absolute()
-    return Path(full), full, in_unicode(os.path.relpath(full, base)) if inside else ""
+    return Path(base, given), full, in_unicode(os.path.relpath(full, base)) if inside else ""
 
 
 def _web_path(given: str, table: str) -> tuple[Location, str, str]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from unfused_fast.errors import UserError, escaped
+from unfused_fast.errors import UserError, cause, escaped
 from unfused_fast.shards.callbacks import OnMessage, no_message
 from unfused_fast.shards.sources import remote
 from unfused_fast.shards.sources.archives import (
@@ -216,7 +216,7 @@ def _list_folder(root: Path, listing: Listing) -> None:
                     listing.files[path.relative_to(root).as_posix()] = path
     for error in closed:
         path = Path(error.filename)
-        listing.files[f"{path.relative_to(root).as_posix()}/"] = path
+        listing.files[f"{path.relative_to(root).as_posix()}/"] = refused(cause(error))
 
 
 def _has_journal(folder: str, names: list[str]) -> bool:

@@ -78,11 +78,28 @@ def test_csv(tmp_path: Path, encoding: str, newline: str) -> None:
     assert rows == [
         SourceRow(folder / "sub/a, b.wav", "sub/a, b.wav", "dog", "train", "s1"),
         SourceRow(folder / "ü.wav", "ü.wav", None, "train", None),
-        SourceRow(tmp_path / "up.wav", "../up.wav", "cat", "my_Split2", None),
+        SourceRow(folder / "../up.wav", "../up.wav", "cat", "my_Split2", None),
         SourceRow(outside / "deep/x.wav", "deep/x.wav", "dog", "test", "s2"),
         SourceRow(outside / "y.wav", "y.wav", "dog", "test", "s2"),
         SourceRow(folder / "abs.wav", "abs.wav", "dog", "train", None),
     ]
+
+
+def test_paths_lead_where_the_system_finds_them(tmp_path: Path) -> None:
+    """Spaces that are no part of a name are left out, and `..` is that of the folder that a link leads to."""
+    table = tmp_path / "lists/t.csv"
+    for name in ("lists", "far/deep"):
+        (tmp_path / name).mkdir(parents=True)
+    (table.parent / "link").symlink_to(tmp_path / "far/deep")
+    for path in (table.parent / "a.wav", table.parent / "b.wav ", table.parent / "c.wav", tmp_path / "far/c.wav"):
+        path.write_text(str(path))
+    absolute = tmp_path / "lists/link/../c.wav"
+    for given, found in (("a.wav ", "a.wav"), ("b.wav ", "b.wav "), ("link/../c.wav", "c.wav"), (absolute, "c.wav")):
+        table.write_text(f"path , label\n{given}, dog\n")
+        (row,) = source_rows(table)
+        assert isinstance(row.path, Path)
+        assert (row.path.read_text().rpartition("/")[2], row.source, row.label) == (found, found, "dog")
+        assert ("far" in row.path.read_text()) == ("link" in str(given))
 
 
 def test_columns_of_a_table(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from permissions import mode
 
 from unfused_fast.errors import UserError
 from unfused_fast.shards.audio.decode import probe
@@ -49,6 +50,15 @@ def test_links_are_followed_once_and_never_round(tmp_path: Path) -> None:
     assert names == ["a/one.wav", "b/two.wav", "broken.wav", "file.wav", "linked/three.wav", "self"]
 
 
+def test_a_folder_that_may_not_be_read_says_why(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.wav", "closed/b.wav")
+    with mode(tmp_path / "closed", 0):
+        _, closed = source_rows(tmp_path)
+    assert closed.source == "closed/"
+    with pytest.raises(Rejected, match="unreadable: Permission denied"):
+        probe(closed.path)
+
+
 def test_paths_longer_than_the_system_takes_are_listed(tmp_path: Path) -> None:
     """They are made step by step, as no name leads to them; packing rejects them."""
     _touch(tmp_path, "a.wav")
@@ -68,7 +78,7 @@ def test_paths_longer_than_the_system_takes_are_listed(tmp_path: Path) -> None:
     assert rows[0].source == "a.wav" and 15 <= len(reached) <= 21
     (beyond,) = [row for row in rows if row.source.endswith("/")]
     with pytest.raises(Rejected, match="unreadable: File name too long"):
-        probe(beyond.path)  # type: ignore[arg-type]
+        probe(beyond.path)
 
 
 @pytest.mark.parametrize(
