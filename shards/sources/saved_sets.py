@@ -167,11 +167,16 @@ def _rows(split: Any, columns: _Columns, name: str, title: str) -> Iterator[Sour
         for batch, places in _batches(Path(file["filename"]), columns.audio):
             values = {one: batch.column(one).to_pylist() for one in wanted}
             for row, (location, path) in enumerate(places):
-                own: dict[str | None, Any] = {one: values[one][row] for one in wanted}
+                own: dict[str | None, Any] = {one: _known(values[one][row]) for one in wanted}
                 label, group, fold = (own.get(one) for one in (columns.label, columns.group, columns.fold))
                 several = label if isinstance(label, list) else None
                 names = [_label(one, columns.classes) for one in ([label] if several is None else several)]
                 place = next(number)
+                if fold is not None and not 0 <= fold < 10**9:
+                    raise UserError(
+                        f"{title}: row {place} of split {name} has fold {fold}, but a fold is a whole number such as "
+                        "1; number the folds, or leave out the column"
+                    )
                 last = in_unicode(Path(path).name) if path else f"{place:09}"
                 yield SourceRow(
                     location,
@@ -184,8 +189,14 @@ def _rows(split: Any, columns: _Columns, name: str, title: str) -> Iterator[Sour
                 )
 
 
+def _known(value: Any) -> Any:
+    """None for NaN, as pandas writes what is not known."""
+    return None if value != value else value
+
+
 def _label(value: Any, classes: Sequence[str] | None) -> str | None:
     """Ours: -1 is a clip without a label, as in test splits of the Hub."""
+    value = _known(value)
     if value is None or (classes is not None and value < 0):
         return None
     return (str(value) if classes is None else classes[value]).strip() or None

@@ -13,8 +13,10 @@ import pytest
 from hub_server import Repository, hub_server
 from outcomes import Cli, refused
 
+from unfused_fast.errors import UserError
 from unfused_fast.shards.sets.table import ShardSet, open_shards
 from unfused_fast.shards.sources.row import SourceRow
+from unfused_fast.shards.sources.source_rows import source_rows
 
 datasets: Any
 CLASSES = ["low", "high", "noise"]
@@ -94,6 +96,25 @@ def test_lists_of_classes_folds_and_recordings_that_are_not_there(
         path.name: fold for path, fold in zip(recordings, (1, 2, 1, 2), strict=False)
     }
     assert "has no recording" in (tmp_path / "found" / "rejected.csv").read_text()
+
+
+def test_what_is_not_known_is_no_label(recordings: list[Path], tmp_path: Path) -> None:
+    nan = float("nan")
+    made(recordings[:3], label=[1.5, nan, 2.0], group=[nan, 1.0, 2.0]).save_to_disk(tmp_path / "one")
+    assert [(row.label, row.group) for row in source_rows(tmp_path / "one")] == [
+        ("1.5", None),
+        (None, "1.0"),
+        ("2.0", "2.0"),
+    ]
+    made(recordings[:2], labels=[[1.5, nan], [nan]]).save_to_disk(tmp_path / "several")
+    assert [row.labels for row in source_rows(tmp_path / "several")] == [("1.5",), ()]
+
+
+@pytest.mark.parametrize("fold", [-1, 2**31])
+def test_folds_that_are_none(recordings: list[Path], tmp_path: Path, fold: int) -> None:
+    made(recordings[:2], fold=[1, fold]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match=f"row 1 of split train has fold {fold}, but a fold is a whole number"):
+        source_rows(tmp_path / "saved")
 
 
 def test_embed_reads_it_too(cli: Cli, recordings: list[Path], pretrained: Path, tmp_path: Path) -> None:
