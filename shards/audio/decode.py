@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.audio.measures import Clipping
-from unfused_fast.shards.audio.open_audio import MP3_SLACK_FRAMES, ForwardFile, message, open_audio
+from unfused_fast.shards.audio.mp3 import slack_samples
+from unfused_fast.shards.audio.open_audio import ForwardFile, message, open_audio
 from unfused_fast.shards.sources.location import Location
 from unfused_fast.shards.sources.reasons import Reason, Rejected
 
@@ -149,7 +150,8 @@ def _decode_span(file: ForwardFile, frames: int, start: int, stop: int, clipping
 
     It equals the same span of the whole file resampled at once, because its first sample is on the grids of both rates.
     """
-    rate_hz, slack = int(file.samplerate), MP3_SLACK_FRAMES if file.subtype.startswith("MPEG") else 0
+    rate_hz = int(file.samplerate)
+    slack = slack_samples(file.subtype, rate_hz) if file.subtype.startswith("MPEG") else 0
     grid = rate_hz // math.gcd(rate_hz, SAMPLE_RATE_HZ)
     margin = MARGIN_SAMPLES * max(1, -(-rate_hz // SAMPLE_RATE_HZ))
     first = max(0, start * rate_hz // SAMPLE_RATE_HZ - margin) // grid * grid

@@ -39,6 +39,10 @@ _DECODER_DELAY = 529
 """Samples that libsndfile leaves out where a first frame with a count names no delay of the encoder."""
 _LAME_DELAYS = 21
 """Where LAME's delay and padding are stored, after the fields of Xing: 12 bits each. Source: LAME's tag, revision 1."""
+FRAME_SAMPLES = 1152
+"""Most samples of a frame, per channel."""
+SLACK_FRAMES = 4
+"""A header may declare so many more frames than the file holds: encoders pad by two at each end."""
 TAGS = (b"ID3", b"APETAGEX", b"\0")
 """What may precede the first frame: tags, and zeros as padding."""
 
@@ -69,8 +73,8 @@ class Frames:
 
     @property
     def frame_samples(self) -> int:
-        """Samples of a frame, per channel: 1152 of MPEG-1, 576 of MPEG-2 and 2.5."""
-        return 1152 if self.header[1] >> 3 & 3 == 3 else 576
+        """Samples of a frame, per channel: FRAME_SAMPLES of MPEG-1, half as many of MPEG-2 and 2.5."""
+        return FRAME_SAMPLES if self.header[1] >> 3 & 3 == 3 else FRAME_SAMPLES // 2
 
     @property
     def samples(self) -> int:
@@ -82,6 +86,12 @@ class Frames:
     def declared_samples(self) -> int:
         """As `samples`, by the first frame's count; 0 where it has none."""
         return 0 if self.declared is None else self.samples + (self.declared - self.count) * self.frame_samples
+
+
+def slack_samples(subtype: str, rate_hz: int) -> int:
+    """SLACK_FRAMES of layer III, or of another layer, whose frames are 1152 samples or fewer."""
+    halved = subtype == "MPEG_LAYER_III" and rate_hz < min(_RATES_HZ[3])
+    return SLACK_FRAMES * FRAME_SAMPLES >> halved
 
 
 _last: tuple[object, int, Frames | None] = None, 0, None

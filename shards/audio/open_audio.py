@@ -23,9 +23,6 @@ LONGEST_NAME = 1000
 """Bytes. libsndfile refuses names of 1024 and more."""
 UNSUPPORTED_ENCODING = 4
 """libsndfile's number for a known format with an unknown codec. Source: sndfile.h."""
-MP3_SLACK_FRAMES = 4 * 1152
-"""A header of MP3 may declare so many more samples than the file holds: encoders pad by two frames at each end."""
-
 AT_ONCE_BYTES = 1 << 22
 """FLAC up to this size is searched for a second one, and the CRC of a stored member of a zip compared, when it is
 decoded, so that its bytes are read once; of larger ones by probe(). Ours: most clips are smaller, and of a long
@@ -185,9 +182,9 @@ def _check_end(file: ForwardFile, source: BinaryIO) -> None:
     if file.format == "FLAC" and (second := truncation.second_flac(source)):
         raise Rejected(Reason.JOINED, f"another FLAC begins after {second} bytes; {truncation.AS_FILES}")
     if file.format == "OGG":
-        later, cut = truncation.ogg_streams(source)
-        if cut:
-            raise Rejected(Reason.DAMAGED, "ends within a page")
+        later, lacking = truncation.ogg_streams(source)
+        if lacking:
+            raise Rejected(Reason.DAMAGED, lacking)
         if later:
             detail = f"{later} more Ogg streams follow the first, of {frames / int(file.samplerate):.2f} s"
             raise Rejected(Reason.JOINED, f"{detail}; {truncation.AS_FILES}")
@@ -199,7 +196,7 @@ def _mp3_frames(source: BinaryIO, location: Location) -> mp3.Frames | None:
     if counted is not None and counted.other:
         first, then = mp3.described(counted.header), mp3.described(counted.other)
         raise Rejected(Reason.JOINED, f"MP3 of {first}, then of {then}; {truncation.AS_FILES}")
-    if counted is not None and counted.declared_samples > counted.samples + MP3_SLACK_FRAMES:
+    if counted is not None and counted.declared_samples > counted.samples + mp3.SLACK_FRAMES * counted.frame_samples:
         raise Rejected(Reason.DAMAGED, f"ends after {counted.samples} of {counted.declared_samples} samples")
     return counted
 

@@ -6,6 +6,7 @@ import io
 import math
 import re
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
@@ -34,15 +35,19 @@ _FLAC = re.compile(rb"fLaC\0\0\0\x22")
 """How a FLAC begins: its mark, and the header of STREAMINFO. Source: RFC 9639."""
 SCANNED_BYTES = 1 << 20
 _PAGE_HEADER_BYTES = 27
+_WITHIN_PAGE = "ends within a page"
+_MARKING = "if it is whole, mark its end with: ffmpeg -i IN -c copy OUT.ogg"
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _HEAD_BYTES = 1024
 """The header of a NIST, and more than that of AU."""
 
 
-def ogg_streams(file: BinaryIO) -> tuple[int, bool]:
-    """(Ogg streams that follow the first one and what is multiplexed with it, each with headers of its own; whether the
-    file ends within a page, as an interrupted download does).
+def ogg_streams(file: BinaryIO) -> tuple[int, str]:
+    """(Ogg streams that follow the first one and what is multiplexed with it, each with headers of its own; what shows
+    that the file is not whole, as after an interrupted download, or nothing).
     """
     end, place, later, within = file.seek(0, io.SEEK_END), 0, 0, False
+    last = size = 0
     while place < end:
         file.seek(place)
         page = file.read(_PAGE_HEADER_BYTES + 255)
@@ -54,13 +59,31 @@ def ogg_streams(file: BinaryIO) -> tuple[int, bool]:
             place += gap
             continue
         if len(page) < _PAGE_HEADER_BYTES:
-            return later, True
+            return later, _WITHIN_PAGE
         begins = bool(page[5] & 2)
         later += begins and within
         within = not begins  # the first pages of multiplexed streams follow each other
         segments = page[_PAGE_HEADER_BYTES - 1]
-        place += _PAGE_HEADER_BYTES + segments + sum(page[_PAGE_HEADER_BYTES : _PAGE_HEADER_BYTES + segments])
-    return later, place > end
+        size = _PAGE_HEADER_BYTES + segments + sum(page[_PAGE_HEADER_BYTES : _PAGE_HEADER_BYTES + segments])
+        last, place = place, place + size
+    if place > end:
+        return later, _WITHIN_PAGE
+    file.seek(last)
+    page = file.read(size)
+    if not page:
+        return later, ""
+    if int.from_bytes(page[22:26], "little") != _ogg_crc(page[:22] + bytes(4) + page[26:]):
+        return later, "its last page is damaged"
+    return later, "" if page[5] & 4 else f"its last page is not marked as the end; {_MARKING}"
+
+
+def _ogg_crc(page: bytes) -> int:
+    """CRC-32 from the highest bit on, without inversion: zlib's, which takes the lowest first, with all bits reversed.
+
+    Source: RFC 3533, section 6.
+    """
+    crc = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{crc:032b}"[::-1], 2)
 
 
 def second_flac(file: BinaryIO) -> int | None:
@@ -188,7 +211,7 @@ def _without_chunks(head: bytes) -> tuple[int, int] | None:
         start, size = (int.from_bytes(head[place : place + 4], "big") for place in (4, 8))
         return None if size == 0xFFFFFFFF else (start, size)
     if (sphere := re.match(rb"NIST_1A\n *(\d+)\n", head)) is not None and b",embedded" not in head:
-        fields = dict(re.findall(rb"^(\w+) -i (\d+)", head, re.MULTILINE))
+        fields = dict(re.findall(rb"^(\w+) -(?:i|s\d+) (\d+)", head, re.MULTILINE))
         counts = [int(fields.get(name, 0)) for name in (b"sample_count", b"channel_count", b"sample_n_bytes")]
         return (int(sphere[1]), math.prod(counts)) if all(counts) else None
     return None

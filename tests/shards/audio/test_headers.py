@@ -61,9 +61,15 @@ def test_an_interrupted_download_of_ogg_is_truncated(tmp_path: Path, subtype: st
     assert len(ends) > 4
     for cut in [len(data) - 1, *np.linspace(ends[3], len(data) - 2, 40).astype(int).tolist(), ends[-1] + 5]:
         path.write_bytes(data[:cut])
-        if not any(end <= cut < end + 4 for end in ends):
-            with pytest.raises(Rejected, match="truncated or damaged: ends within a page"):
-                probe(path)
+        words = "its last page is not marked" if any(end <= cut < end + 4 for end in ends) else "ends within a page"
+        with pytest.raises(Rejected, match=f"truncated or damaged: {words}"):
+            probe(path)
+    path.write_bytes(data[: ends[-1]])
+    with pytest.raises(Rejected, match=r"its last page is not marked as the end; if it is whole, .*: ffmpeg"):
+        probe(path)
+    path.write_bytes(data[:-20] + bytes(20))
+    with pytest.raises(Rejected, match="truncated or damaged: its last page is damaged"):
+        probe(path)
 
 
 def test_a_name_too_long_for_libsndfile(tmp_path: Path, write_tone: Any) -> None:
@@ -126,6 +132,15 @@ def test_an_aiff_that_libsndfile_cannot_follow_is_damaged_or_no_audio(tmp_path: 
     with (tmp_path / "a").open("ab") as file:
         file.write(chunk(b"ANNO", bytes(64_000), order=">"))
     with pytest.raises(Rejected, match=r"^not audio: damaged, or no audio$"):
+        probe(tmp_path / "a")
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "ULAW", "ALAW"])
+def test_a_part_of_a_sphere_is_truncated(tmp_path: Path, subtype: str) -> None:
+    soundfile.write(tmp_path / "a", NOISE, 8000, subtype, format="NIST")
+    data = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(data[: len(data) * 6 // 10])
+    with pytest.raises(Rejected, match=r"truncated or damaged: ends after \d+ of \d+ bytes of samples"):
         probe(tmp_path / "a")
 
 

@@ -147,6 +147,24 @@ def test_padding_is_not_truncation_but_a_third_of_a_file_is(tmp_path: Path) -> N
         probe(path)
 
 
+@pytest.mark.parametrize("rate", [8000, 22050, 44100])
+def test_what_is_no_padding_is_truncation(tmp_path: Path, rate: int) -> None:
+    """Six frames, which are half as long at low rates, are more than encoders pad."""
+    data, path = _mp3(rate=rate), tmp_path / "a.mp3"
+    frame = 1152 if rate == 44100 else 576
+    starts = [place for place in range(len(data)) if data.startswith(data[:2], place)]
+    path.write_bytes(data)
+    whole = probe(path).frames
+    for start in reversed(starts):
+        path.write_bytes(data[:start])
+        lost = whole - len(soundfile.read(path)[0])
+        if lost > 5 * frame:
+            break
+    assert lost < 8 * frame
+    with pytest.raises(Rejected, match="truncated or damaged: ends after"):
+        probe(path)
+
+
 @pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
 @pytest.mark.parametrize("rate", [22050, 44100])
 def test_mp3_in_wav(tmp_path: Path, mode: str, rate: int) -> None:

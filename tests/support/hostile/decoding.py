@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from unfused_fast.shards.audio.decode import decode_samples, probe
-from unfused_fast.shards.audio.open_audio import MP3_SLACK_FRAMES
+from unfused_fast.shards.audio.mp3 import slack_samples
 from unfused_fast.shards.packing.workers import At, Bad
 from unfused_fast.shards.sources.reasons import Rejected
 
@@ -31,7 +31,8 @@ class DecodeJob:
             for start in {0, max(0, found.samples - PIECE_SAMPLES)}:
                 stop = min(found.samples, start + PIECE_SAMPLES)
                 pcm = decode_samples(self.path, found.frames, start, stop)
-                slack = 1 + MP3_SLACK_FRAMES * 16_000 // found.rate_hz if self.path.suffix == ".mp3" else 0
+                padding = slack_samples("MPEG_LAYER_III", found.rate_hz) * 16_000 // found.rate_hz
+                slack = 1 + padding if self.path.suffix == ".mp3" else 0
                 if pcm.dtype != np.int16 or pcm.ndim != 1 or not stop - start - slack <= len(pcm) <= stop - start:
                     return f"{pcm.dtype} of {pcm.shape}, but {stop - start} samples were declared"
         except Rejected as rejected:
