@@ -35,6 +35,7 @@ _FLAC = re.compile(rb"fLaC\0\0\0\x22")
 """How a FLAC begins: its mark, and the header of STREAMINFO. Source: RFC 9639."""
 SCANNED_BYTES = 1 << 20
 _PAGE_HEADER_BYTES = 27
+_LAST_PAGE = 4
 _WITHIN_PAGE = "ends within a page"
 _MARKING = "if it is whole, mark its end with: ffmpeg -i IN -c copy OUT.ogg"
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -47,7 +48,7 @@ def ogg_streams(file: BinaryIO) -> tuple[int, str]:
     that the file is not whole, as after an interrupted download, or nothing).
     """
     end, place, later, within = file.seek(0, io.SEEK_END), 0, 0, False
-    last = size = 0
+    damaged, flags = False, _LAST_PAGE
     while place < end:
         file.seek(place)
         page = file.read(_PAGE_HEADER_BYTES + 255)
@@ -65,16 +66,14 @@ def ogg_streams(file: BinaryIO) -> tuple[int, str]:
         within = not begins  # the first pages of multiplexed streams follow each other
         segments = page[_PAGE_HEADER_BYTES - 1]
         size = _PAGE_HEADER_BYTES + segments + sum(page[_PAGE_HEADER_BYTES : _PAGE_HEADER_BYTES + segments])
-        last, place = place, place + size
+        page = (page + file.read(max(0, size - len(page))))[:size]
+        damaged |= int.from_bytes(page[22:26], "little") != _ogg_crc(page[:22] + bytes(4) + page[26:])
+        place, flags = place + size, page[5]
     if place > end:
         return later, _WITHIN_PAGE
-    file.seek(last)
-    page = file.read(size)
-    if not page:
-        return later, ""
-    if int.from_bytes(page[22:26], "little") != _ogg_crc(page[:22] + bytes(4) + page[26:]):
-        return later, "its last page is damaged"
-    return later, "" if page[5] & 4 else f"its last page is not marked as the end; {_MARKING}"
+    if damaged:
+        return later, "a page differs from its checksum"
+    return later, "" if flags & _LAST_PAGE else f"its last page is not marked as the end; {_MARKING}"
 
 
 def _ogg_crc(page: bytes) -> int:
