@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from unfused_fast.shards.callbacks import OnProgress, no_progress
 from unfused_fast.shards.check.findings import Examples, Finding, Kind, finding
 from unfused_fast.shards.check.shard import ShardReport, ShardTask
 from unfused_fast.shards.check.table import table_damage, table_warnings
+from unfused_fast.shards.packing.finish import STATISTICS_CLIPS, STATISTICS_SPLIT, Statistics, stored_clips
 from unfused_fast.shards.packing.workers import Workers, worker_count
 from unfused_fast.shards.sets.shard_files import index_path
 from unfused_fast.shards.sets.table import CLIPS, MANIFEST, Manifest, clips_digest, read_clips, read_manifest
@@ -26,6 +28,8 @@ random sample, in which a fault of one clip in a hundred is found with a chance 
 than reading the set."""
 NARROW_SHARE = 0.02
 """Of the clips examined: fewer with a narrow band are not reported. Ours: of clean instrument notes 1 % look so."""
+STATISTICS_SLACK = 0.01
+"""Ours: what log-mels differ by on another machine is a hundredth of it, and training does not notice it."""
 _HEAD = re.compile(rb"\S+ (\d{1,9})\n\S+ \d+ \d+ (\d{9})\.")
 """Of an index: how many clips it has, and the id of the first."""
 
@@ -47,13 +51,19 @@ _Span = tuple[Path, str, int, int]
 
 
 def check(
-    directory: Path, *, every_clip: bool = False, workers: int | None = None, progress: OnProgress = no_progress
+    directory: Path,
+    *,
+    every_clip: bool = False,
+    workers: int | None = None,
+    statistics: Statistics | None = None,
+    progress: OnProgress = no_progress,
 ) -> Checked:
     """Reads all of a set and compares: tars with indexes, members with the table, the table with the manifest.
 
     Args:
         every_clip: every clip is decoded and measured, not a sample of SPECTRUM_CLIPS.
         workers: processes; None: one a core; 0: none, and a crash of a decoder ends the program.
+        statistics: as pack() had it: manifest.log_mel is compared with what it gives for the same clips.
         progress: called with clips done, clips in all, findings so far.
 
     Raises:
@@ -88,7 +98,21 @@ def check(
             measured.setdefault(kind, []).extend(examples)
     decoded, spectra = (sum(getattr(report, name) for report in reports.values()) for name in ("decoded", "spectra"))
     warnings = [*table_warnings(directory, manifest, clips), *_audio_warnings(directory, measured, decoded, spectra)]
-    return Checked([*corrupt, *order_damage], warnings, clips.num_rows)
+    corrupt += order_damage
+    if statistics is not None and not corrupt:
+        corrupt += _statistics_damage(directory, manifest, statistics)
+    return Checked(corrupt, warnings, clips.num_rows)
+
+
+def _statistics_damage(directory: Path, manifest: Manifest, statistics: Statistics) -> Iterator[Finding]:
+    """Of an intact set: statistics that are not those of its clips."""
+    if (there := manifest.log_mel) is not None and STATISTICS_SPLIT in manifest.splits:
+        shards = manifest.splits[STATISTICS_SPLIT].shards
+        found = statistics(islice(stored_clips(directory, shards, manifest.codec), STATISTICS_CLIPS))
+        if any(abs(found[name] - there[name]) > STATISTICS_SLACK for name in ("mean", "std")):
+            told, own = (f"mean {of['mean']:g} and std {of['std']:g}" for of in (there, found))
+            summary = f"log_mel has {told}, but the clips have {own}; pack the set again with --overwrite"
+            yield finding(Kind.MANIFEST, directory / MANIFEST, summary)
 
 
 def _spans(directory: Path, manifest: Manifest, rows: int) -> tuple[list[_Span], list[Finding]]:

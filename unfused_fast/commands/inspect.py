@@ -38,6 +38,7 @@ def check(
     between splits, duplicates, labels, clipping, silence, DC offset and narrow bands.
     """
     from unfused_fast.console import counted
+    from unfused_fast.mel import log_mel_statistics
     from unfused_fast.shards.check.check import check as checked
     from unfused_fast.shards.sets.table import MANIFEST, read_manifest
     from unfused_fast.shards.sources.location import display_name
@@ -46,7 +47,7 @@ def check(
     if not (folder / MANIFEST).exists():
         read_manifest(folder)  # says what is there instead
     with bar("checking", "damaged") as advance:
-        found = checked(folder, every_clip=every_clip, workers=workers, progress=advance)
+        found = checked(folder, every_clip=every_clip, workers=workers, statistics=log_mel_statistics, progress=advance)
     result = {
         "shards": display_name(shards),
         "clips": found.clips,

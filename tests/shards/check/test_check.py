@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from unfused_fast.errors import UserError
+from unfused_fast.mel import log_mel_statistics
 from unfused_fast.shards.check.check import check
 from unfused_fast.shards.check.findings import Finding, Kind
 from unfused_fast.shards.check.shard import ShardTask
@@ -182,6 +183,18 @@ def test_a_flipped_bit_anywhere_outside_the_audio_is_found(copy: Path) -> None:
         _flip(tar, place)
         assert len(_corrupt(copy)) == 1, place
         _flip(tar, place)
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_statistics_that_are_not_those_of_the_clips(rows: list[SourceRow], tmp_path: Path, name: str) -> None:
+    pack(rows[:9], tmp_path / "set", workers=0, statistics=log_mel_statistics)
+    assert check(tmp_path / "set", workers=0, statistics=log_mel_statistics).corrupt == []
+    path = tmp_path / "set/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["log_mel"][name] += 0.1
+    path.write_text(json.dumps(manifest))
+    (found,) = check(tmp_path / "set", workers=0, statistics=log_mel_statistics).corrupt
+    assert found.kind is Kind.MANIFEST and "but the clips have mean" in found.message
 
 
 def test_processes_find_what_one_process_finds(copy: Path) -> None:
