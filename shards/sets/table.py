@@ -193,7 +193,7 @@ def read_manifest(directory: Path) -> Manifest:
             if not (is_count(info.clips) and is_number(info.seconds)):
                 raise ValueError(f"split {name[:40]!r} has {info.clips!r:.40} clips of {info.seconds!r:.40} s")
         if (log_mel := value["log_mel"]) is not None and not (
-            is_number(log_mel["mean"]) and is_number(log_mel["std"]) and log_mel["std"] > 0
+            is_number(log_mel.get("mean")) and is_number(log_mel.get("std")) and log_mel["std"] > 0
         ):
             raise ValueError(f"its log_mel is {log_mel!r:.80}, but it needs a finite mean and a std above 0")
         if not isinstance(names := value["label_names"], list) or not all(isinstance(name, str) for name in names):

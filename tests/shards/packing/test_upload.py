@@ -79,7 +79,7 @@ def test_shards_leave_the_disk_as_they_are_sent_but_those_to_be_measured(
 
     def statistics(clips: Iterator[Any]) -> dict[str, float]:
         measured.append(sum(1 for _ in clips))
-        return {"mean": 0.0}
+        return {"mean": 0.0, "std": 1.0}
 
     result = pack_remote(rows, statistics=statistics, clips_per_shard=5)
     wanted = pack(rows, tmp_path / "here", workers=0, clips_per_shard=5, statistics=statistics)
