@@ -100,6 +100,12 @@ def test_columns_of_a_table_are_matched_with_clips(named: ShardSet, tmp_path: Pa
     assert loudness.values[:9].tolist() == [n / 8 for n in range(9)] and np.isnan(loudness.values[9:]).all()
     (said,) = columns_in(tmp_path / "b.parquet", named, {"said", "split"})
     assert said.values[[3, 5]].tolist() == [-1, 0] and (said.name, said.names) == ("said (b)", ("x",))
+    splits = named.clips["split"].to_pylist()
+    mine = "".join(f"{n},{splits[n]},{n % 3},{'CG'[n % 2]},web\n" for n in range(9))
+    csv.write_text(f"clip_id,split,label,key,source\n{mine}")
+    label, key, source = columns_in(csv, named, {"label", "split"})  # split is the set's own
+    assert (label.name, key.name, source.name) == ("label (a)", "key", "source")
+    assert label.values[:4].tolist() == [0, 1, 2, 0] and key.names == ("C", "G") and source.names == ("web",)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +140,10 @@ def test_the_folder_has_every_clip_and_is_left_or_replaced(
     given = ["explore", named.directory, "--encoder", pretrained, "--out", page, "--map", "pca", "--json"]
     again = json.loads(cli(*given).out)
     assert again["made"] is False and contents(page) == before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unfused_fast.explore.folder.kept_embeddings", None)
+        many = ("--out", tmp_path / "many", "--clusters", 97)
+        refused(cli(*given[:-1], *many), "--clusters 97: there are 96 clips; want 2 to 96 clusters")
     refused(cli(*given, "--clusters", 3), page, "holds a page made from other clips", "replace it with --overwrite")
     (tmp_path / "empty").mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -221,10 +231,12 @@ def test_similar_clips_are_those_of_numpy(
     ]
     monkeypatch.setattr(embeddings, "embed_files", None)  # the second time nothing is embedded
     shown = cli(*given).out
-    assert "label" in shown and f"left out, because it is the query itself: {sources[query]}" in shown
+    assert "label" in shown and f"left out, with the same samples as the query: {sources[query]}" in shown
     (tmp_path / "no.wav").write_text("no audio")
     refused(cli(*given[:5], tmp_path / "no.wav"), "no.wav", "not audio", "; give another recording")
     refused(cli(*given[:5], tmp_path / "gone.wav"), "gone.wav: no such file")
+    soundfile.write(tmp_path / "no.wav", np.zeros(16), 16000)
+    refused(cli(*given[:5], tmp_path / "no.wav"), "no.wav: too short: 0.001 s; give another recording")
     monkeypatch.setattr("unfused_fast.explore.similar.LONGEST_QUERY_SECONDS", 0.5)
     refused(cli(*given), "query.wav: longer than 0.5 s; give a shorter query")
 

@@ -120,8 +120,8 @@ def similar(
 ) -> None:
     """Find the clips or moments that sound most like a recording.
 
-    All recordings are compared. The query itself, if it is among them, is left out. Embeddings are kept in
-    UNFUSED_CACHE or ~/.cache/unfused-fast, so that the next query needs no embedding.
+    All recordings are compared. Those with the same samples as the query, such as the query itself, are left out.
+    Embeddings are kept in UNFUSED_CACHE or ~/.cache/unfused-fast, so that the next query needs no embedding.
     """
     refuse_several()
     start_server()
@@ -154,7 +154,7 @@ def similar(
     ]
     shown = [place for place in range(len(names)) if not lines or any(line[place] for line in lines)]
     table = escaped(f"like {query}"), [names[place] for place in shown], [[line[n] for n in shown] for line in lines]
-    sentences = [f"left out, because it is the query itself: {', '.join(itself)}"] if itself else []
+    sentences = [f"left out, with the same samples as the query: {', '.join(itself)}"] if itself else []
     sentences += [LONG] if long and not frames else []
     sentences += [UNKNOWN_STARTS] if any(rows[hit.row].begins is None for hit in hits) else []
     show({"query": str(query), "hits": found, "left_out": itself}, as_json, [table], sentences)

@@ -107,8 +107,8 @@ def blocks_of(
                 block = Block(row)
             if isinstance(found, Rejected):
                 block.rejected[row] = found
-            elif samples < PackOptions().minimum_samples:
-                block.rejected[row] = Rejected(Reason.TOO_SHORT, f"{samples / SAMPLE_RATE_HZ:.3f} s")
+            elif (short := too_short(samples)) is not None:
+                block.rejected[row] = short
             else:
                 place = sum(block.counts.values())
                 block.samples[row], block.pieces[row] = samples, []
@@ -117,6 +117,13 @@ def blocks_of(
                     place += piece.steps if frames else 0
                 block.counts[row] = cutting.steps(samples) if frames else 1
         yield block
+
+
+def too_short(samples: int) -> Rejected | None:
+    """Why a recording of so few samples at 16 kHz is not embedded, as `shard` has it; None: it is long enough."""
+    if samples >= PackOptions().minimum_samples:
+        return None
+    return Rejected(Reason.TOO_SHORT, f"{samples / SAMPLE_RATE_HZ:.3f} s")
 
 
 def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:

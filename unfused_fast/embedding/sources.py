@@ -46,7 +46,7 @@ def embed_rows(audio: Sequence[str], say: OnMessage, out: Path | None = None) ->
             if not (
                 isinstance(row.path, Path)
                 and not names.isdisjoint(row.path.parts)
-                and not own.isdisjoint([(whole := row.path.resolve()), *whole.parents])
+                and any(row.path.resolve().is_relative_to(place) for place in own)
             )
         ]
     if not rows:

@@ -59,12 +59,16 @@ def columns_of(shards: ShardSet) -> list[Column]:
 
     label is a clip's name or, of a multi-label set, all its names between commas; an empty name is kept as such.
     """
-    table, names = shards.clips, shards.manifest.label_names
-    labels = [", ".join(names[label] for label in ids) if ids else None for ids in table["labels"].to_pylist()]
-    made = [categories("label", labels), categories("split", table["split"].to_pylist())]
+    table = shards.clips
+    made = [categories("label", _labels(shards)), categories("split", table["split"].to_pylist())]
     made += [categories(name, table[name].to_pylist()) for name in ("group", "fold", "file_rate_hz", "file_channels")]
     made += [Column(name, table[name].to_numpy().astype(np.float32)) for name in ("seconds", "clipped_share")]
     return [column for column in made if len(np.unique(column.values)) > 1 and not _names_each(column)]
+
+
+def _labels(shards: ShardSet) -> list[str | None]:
+    names = shards.manifest.label_names
+    return [", ".join(names[label] for label in ids) if ids else None for ids in shards.clips["labels"].to_pylist()]
 
 
 def _names_each(column: Column) -> bool:
@@ -84,7 +88,8 @@ def columns_in(path: Path, shards: ShardSet, taken: Collection[str] = ()) -> lis
     """The columns of a CSV or parquet file with a column clip_id, source or path.
 
     Texts, booleans and whole numbers are categories, other numbers numbers; lists, such as embeddings, are left out.
-    The name of a column that is `taken` gets the file's behind it, and one without any value is left out.
+    The name of a column that is `taken` gets the file's behind it, and one without any value is left out, as are copies
+    of the set's own labels, splits, keys and sources.
 
     Raises:
         UserError: not readable, no such column, no clip of this set, or a key that is there twice.
@@ -115,13 +120,19 @@ def columns_in(path: Path, shards: ShardSet, taken: Collection[str] = ()) -> lis
     rows = [place.get(value) for value in shards.clips["clip_id" if key == "clip_id" else "source"].to_pylist()]
     if all(row is None for row in rows):
         raise UserError(f"{path}: no {key} of its {len(given)} rows is of {shards.directory}; give a table of this set")
+    own = {name: shards.clips[name].to_pylist() for name in ("source", "split", "key")}
+    own |= {"path": own["source"], "label": _labels(shards)}
     made = list[Column]()
     for field in table.schema:
-        if field.name in (*KEYS, "key", "split", "label") or pa.types.is_nested(field.type):
+        if field.name == key or pa.types.is_nested(field.type):
             continue
         name = f"{field.name} ({path.stem})" if field.name in taken else field.name
         known = table[field.name].to_pylist()
         values = [None if row is None else known[row] for row in rows]
+        if field.name in own and all(
+            value in (None, "") or f"{value}" == f"{mine}" for value, mine in zip(values, own[field.name], strict=True)
+        ):
+            continue
         if pa.types.is_floating(field.type):
             numbers = np.array([math.nan if value is None else value for value in values], np.float32)
             numbers[~np.isfinite(numbers)] = math.nan

@@ -25,6 +25,7 @@ from PIL import Image
 
 from unfused_fast import __version__
 from unfused_fast.config import FrontendConfig
+from unfused_fast.console import counted
 from unfused_fast.data import log_mel
 from unfused_fast.embedding import Embedder, shard_set_rows
 from unfused_fast.errors import UserError, cause
@@ -93,11 +94,13 @@ def explore_folder(
     if before is not None and before["request"] == request and not overwrite:
         return {**_facts(before, out), "made": False}
     place = replaceable(out, PARTS, PAGE)
+    _check_clusters(clusters, shards.clips.num_rows)
     columns = [*columns_of(shards), *own_pseudo_labels(encoder, shards)]
     for path in tables:
-        columns += columns_in(path, shards, {"cluster", *(column.name for column in columns)})
+        columns += columns_in(path, shards, {"cluster", "label", "split", *(column.name for column in columns)})
     arrays = kept_embeddings(embedder, shard_set_rows(shards), embedding)
     kept = np.array(arrays["row"], np.int64)
+    _check_clusters(clusters, len(kept))
     unit, columns = unit_rows(arrays["embeddings"][:]), [column.of(kept) for column in columns]
     label = next((column for column in columns if column.name == "label"), None)
     multi_label = any(len(ids) > 1 for ids in shards.clips["labels"].to_pylist() if ids)
@@ -140,6 +143,13 @@ def explore_folder(
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({cause(error)}); choose another --out") from error
     return {**_facts(about, out), "made": True}
+
+
+def _check_clusters(clusters: int | None, clips: int) -> None:
+    if clusters is not None and clusters > max(2, clips):
+        raise UserError(
+            f"--clusters {clusters}: there are {counted(clips, 'clip')}; want 2 to {max(2, clips)} clusters"
+        )
 
 
 def log_mel_picture(pcm: NDArray[np.int16], frontend: FrontendConfig) -> Image.Image:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unfused_fast.embedding import Embedder
+from unfused_fast.embedding import Embedder, too_short
 from unfused_fast.errors import UserError
 from unfused_fast.explore.embeddings import kept_embeddings, unit_rows
 from unfused_fast.models import Pool
@@ -53,7 +53,7 @@ def find_similar(
     frames: bool = False,
 ) -> tuple[list[Hit], list[str], bool]:
     """The `top` rows whose embeddings have the largest cosine to the query's, the largest first, ties in order; the
-    sources of those left out because they are the query itself, sample for sample; and whether any of the rows is much
+    sources of those left out because their samples are the query's; and whether any of the rows is much
     longer than the query.
 
     With `frames` moments as long as the query, no two of which overlap. A moment begins at any step of the encoder, and
@@ -62,6 +62,8 @@ def find_similar(
     """
     try:
         pcm = decode_whole(query, LONGEST_QUERY_SECONDS)
+        if (short := too_short(len(pcm))) is not None:
+            raise short
     except Rejected as error:
         if error.reason == Reason.TOO_LONG:
             why = f"longer than {LONGEST_QUERY_SECONDS:g} s; give a shorter query"

@@ -92,7 +92,7 @@ def _outside_folder(path: Path) -> None:
 
 
 def _hard_link(path: Path) -> None:
-    path.hardlink_to(path.parent.parent / "contents/1e30.wav")
+    path.hardlink_to(path.parent.parent / "contents/full scale square.wav")
 
 
 def _socket(path: Path) -> None:

@@ -74,7 +74,7 @@ def _contents() -> list[Case]:
     opposed[100] = np.inf, -np.inf
     wide = tone(4000, 2)
     wide[100] = 3e38
-    bad = "non-finite"
+    bad, large = "non-finite", "samples out of range"
     kinds: list[tuple[str, bytes, str]] = [
         ("nan", with_value(np.nan), bad),
         ("nan only", encoded(np.full(4000, np.nan), "FLOAT"), bad),
@@ -83,9 +83,10 @@ def _contents() -> list[Case]:
         ("infinities that cancel", encoded(opposed, "FLOAT"), bad),
         ("sum too large", encoded(wide, "FLOAT"), bad),
         ("1e300", with_value(1e300, subtype="DOUBLE"), bad),
-        ("3e38 at 44 kHz", encoded(tone(9000) * 8e38, "FLOAT", rate=44100), bad),
-        ("1e30", with_value(1e30), PACKED),
-        ("1e30 at 44 kHz", encoded(tone(9000) * 1e30, "FLOAT", rate=44100), PACKED),
+        ("3e38 at 44 kHz", encoded(tone(9000) * 8e38, "FLOAT", rate=44100), large),
+        ("1e30", with_value(1e30), large),
+        ("63", with_value(63.0), PACKED),
+        ("1e30 at 44 kHz", encoded(tone(9000) * 1e30, "FLOAT", rate=44100), large),
         ("denormals at 44 kHz", encoded(tone(80_000) * 1e-39, "FLOAT", rate=44100), PACKED),
         ("full scale square", encoded(np.sign(tone()), "PCM_16", rate=22050), PACKED),
         ("one sample", encoded(tone(1)), REJECTED),
