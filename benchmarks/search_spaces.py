@@ -38,7 +38,7 @@ AXES: dict[str, Axis] = {
         "same crop, training view": {"views.same_crop": True, "bank.view": "training"},
         "same crop, separate view": {"views.same_crop": True, "bank.view": "separate"},
         "different crops, separate view": {"views.same_crop": False, "bank.view": "separate"},
-        "different crops, a pass": {"views.same_crop": False, "bank.view": "separate", "bank.fill": "pass"},
+        "a pass": {"views.same_crop": True, "bank.view": "separate", "bank.fill": "pass"},
     },
     "local crops": _choices("views.local", 0, 2, 4),
     "heads and K": _choices("cluster.k", "auto", 64, 128, 256, 512, (256, 256, 256), (64, 256, 1024)),
