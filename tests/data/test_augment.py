@@ -188,7 +188,7 @@ def augmented(values: dict[str, float], ids: torch.Tensor, crops: torch.Tensor) 
 
 
 def test_the_fader_adds_a_line_whose_ends_are_uniform() -> None:
-    ids, crops = torch.arange(400), torch.randn(400, 1, 64, 5)
+    ids, crops = torch.arange(400), torch.randn(400, 1, 64, 8)
     lines = (augmented({"aug.fader": 0.5}, ids, crops) - crops)[:, :, 0]
     assert torch.allclose(lines, lines[:, :, :1].expand_as(lines), atol=1e-6), "the same in every bin"
     lines = lines[:, :, 0]

@@ -29,7 +29,7 @@ from unfused_fast.methods import Log, Passes, Trainable, batch_nt_xent
 from unfused_fast.models import DistillNetwork, DistillOutput, follower
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages.features import extract, load_encoder
-from unfused_fast.stages.teacher import sizes_of_teacher, start_from
+from unfused_fast.stages.teacher import adapted, start_from
 from unfused_fast.training import (
     Options,
     Run,
@@ -272,12 +272,7 @@ def distill(
     """
     clips, ranks = train_clips(shards), options.ranks
     teacher = ranks.first(lambda: encoder_name(teacher))
-    if config.distill.init == "teacher":
-        begun = out if options.resume else None
-        config = with_values(config, ranks.first(lambda: sizes_of_teacher(config, teacher, begun)))
-    if config.views.local:
-        console.once(f"distill: views.local = {config.views.local} is of pre-training; stage 2 has whole views alone")
-        config = with_values(config, {"views.local": 0})
+    config = with_values(config, ranks.first(lambda: adapted(config, teacher, out if options.resume else None)))
     inputs = {"teacher": teacher}
     if given is not None:
         if len(given) != clips or int(given.min()) < 0 or config.pseudo.refresh_epochs:

@@ -27,19 +27,26 @@ def start_from(network: torch.nn.Module, config: Config, teacher: FrozenEncoder)
     network.load_state_dict(teacher.network.state_dict())
 
 
-def sizes_of_teacher(config: Config, teacher: str | Path, resumed: Path | None) -> dict[str, Any]:
-    """Sizes for f_sd, which begins at its teacher's weights, in place of those by default. Says so.
+def adapted(config: Config, teacher: str | Path, resumed: Path | None) -> dict[str, Any]:
+    """Settings for stage 2 in place of those of a config, and says so: whole views alone, and for an f_sd that begins
+    at its teacher's weights the sizes of the teacher, in place of those by default.
 
     Args:
         resumed: directory of a run that is resumed; one that was begun has the sizes, even when the teacher is gone.
     """
-    begun = None if resumed is None else read_description(resumed)
-    of = load_encoder(teacher, torch.device("cpu")).config if begun is None else from_flat(begun["config"])
-    return sizes_of(of, config)
+    taken = dict[str, Any]()
+    if config.views.local:
+        console.once(f"distill: views.local = {config.views.local} is of pre-training; stage 2 has whole views alone")
+        taken["views.local"] = 0
+    if config.distill.init == "teacher":
+        begun = None if resumed is None else read_description(resumed)
+        of = load_encoder(teacher, torch.device("cpu")).config if begun is None else from_flat(begun["config"])
+        taken |= sizes_of(of, config)
+    return taken
 
 
 def sizes_of(teacher: Config, config: Config) -> dict[str, Any]:
-    """As sizes_of_teacher, of the teacher's settings."""
+    """Sizes of the teacher where those of a config are the default ones. Says so."""
     own, theirs, default = map(flatten, (config, teacher, Config()))
     taken = {field: theirs[field] for field in SIZES[1:] if own[field] == default[field] != theirs[field]}
     if taken:
