@@ -67,13 +67,13 @@ def targets(corpus: Corpus, task: str) -> Iterator[ShardSet]:
 
 def gains(corpus: Corpus, seeds: int) -> dict[tuple[str, int], dict[str, list[float]]]:
     """Trains and judges what is missing."""
-    made = dict[tuple[str, int], dict[str, list[float]]]()
+    made, sets = dict[tuple[str, int], dict[str, list[float]]](), {task: [*targets(corpus, task)] for task in TARGETS}
     for seed in range(seeds):
         teacher = corpus.trained({}, "pool", seed)
-        for task in TARGETS:
+        for task, own in sets.items():
             before = corpus.scores(teacher, task, seed, True)
             classes = {"pseudo.k": len(corpus.task(task).manifest.label_names)}
-            for target in targets(corpus, task):
+            for target in own:
                 run = corpus.distilled(teacher, target, "recommended", seed, classes)
                 after = corpus.scores(run, task, seed, True)
                 of = made.setdefault((task, target.manifest.splits["train"].clips), {"valid": [], "test": []})

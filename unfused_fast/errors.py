@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -35,6 +36,11 @@ def unreadable(path: Path, error: Exception, advice: str) -> UserError:
 def escaped(text: str) -> str:
     """The text as one plain line: names of files may hold what commands a terminal, or bytes that are no UTF-8."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in in_unicode(text))
+
+
+def few(names: Sequence[str]) -> str:
+    """The first three names, for a message."""
+    return ", ".join(map(escaped, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
 def in_unicode(name: str) -> str:

@@ -25,6 +25,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
+def is_scale(value: Any) -> bool:
+    """Whether a value from JSON has a finite mean and a std above 0."""
+    return isinstance(value, dict) and all(is_number(value.get(name)) for name in ("mean", "std")) and value["std"] > 0
+
+
 def is_count(value: Any) -> bool:
     """Whether a value from JSON is a whole number from 0 on that 64 bits hold."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63

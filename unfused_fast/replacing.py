@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from unfused_fast.errors import UserError, cause, escaped
-
-NAMED = 3
-"""Files that a refusal names."""
+from unfused_fast.errors import UserError, cause, few
 
 
 def replaceable(out: Path, own: Collection[str], what: str, other: str = "another --out") -> Path:
@@ -40,5 +37,6 @@ def refuse_others(folder: Path, own: Collection[str], what: str, other: str = "a
         raise UserError(f"{folder}: it is a file, but {what} is a directory; choose {other}")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
     if others := sorted(name for name in names if name.removesuffix(".new") not in own):
-        shown = ", ".join(map(escaped, others[:NAMED])) + (", ..." if len(others) > NAMED else "")
-        raise UserError(f"{folder}: is not empty and not {what} ({shown}); move them away, or choose {other}")
+        raise UserError(
+            f"{folder}: it holds files that do not belong to {what} ({few(others)}); move them away, or choose {other}"
+        )

@@ -72,8 +72,8 @@ def building(
         for folder in (partial, replaced):
             if not _is_ours(folder):
                 raise UserError(
-                    f"{folder}: is needed while a set is packed, but holds no unfinished or replaced one; move it "
-                    "away, or choose another OUT"
+                    f"{folder}: packing needs this folder, but it holds something else; move that away, or choose "
+                    "another OUT"
                 )
         partial.mkdir(parents=True, exist_ok=True)
         with _lock(partial, shown):
@@ -117,10 +117,10 @@ def building(
 
 
 def beside(out: Path, ending: str) -> Path:
-    """The sibling folder OUT.ending, of the folder that `out` leads to. Raises UserError: the top of the disk."""
+    """The sibling folder OUT.ending, of the folder that `out` leads to. Raises UserError: the root directory."""
     real = Path(os.path.realpath(out))
     if not real.name:
-        raise UserError(f"{out}: the top of the disk; name a folder in it")
+        raise UserError(f"{out}: the root directory; name a folder in it")
     return real.with_name(f"{real.name}.{ending}")
 
 

@@ -95,8 +95,8 @@ def _checked(parts: Sequence[Path]) -> tuple[dict[str, Any], dict[Path, Contents
             )
         if contents.plan != of_first.plan:
             raise UserError(
-                f"{part}: some files were of other lengths, or unreadable, when it was packed than for {parts[0]}; "
-                "pack all parts again, with --overwrite, from the same files"
+                f"{part}: some files had other lengths, or could not be read, when {parts[0]} was packed; pack all "
+                "parts again from the same files, with --overwrite"
             )
         if number in there:
             raise UserError(f"{part}: part {number} of {of}, and so is {there[number][0]}; name each part once")

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from unfused_fast.errors import UserError, unreadable
-from unfused_fast.json_files import is_count, is_number
+from unfused_fast.json_files import is_count, is_number, is_scale
 from unfused_fast.shards.sets.shard_files import clip_key, index_path
 from unfused_fast.shards.sources.split_names import split_rank
 
@@ -192,9 +192,7 @@ def read_manifest(directory: Path) -> Manifest:
         for name, info in splits.items():
             if not (is_count(info.clips) and is_number(info.seconds)):
                 raise ValueError(f"split {name[:40]!r} has {info.clips!r:.40} clips of {info.seconds!r:.40} s")
-        if (log_mel := value["log_mel"]) is not None and not (
-            is_number(log_mel.get("mean")) and is_number(log_mel.get("std")) and log_mel["std"] > 0
-        ):
+        if (log_mel := value["log_mel"]) is not None and not is_scale(log_mel):
             raise ValueError(f"its log_mel is {log_mel!r:.80}, but it needs a finite mean and a std above 0")
         if not isinstance(names := value["label_names"], list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"its label_names are {names!r:.80}, not a list of texts")

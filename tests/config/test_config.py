@@ -67,10 +67,10 @@ def test_values_are_parsed_by_type() -> None:
         ("bank.fill=pass views.same_crop=false", "bank.fill=training with bank.view=separate, loss.instance=simclr"),
         (
             "method.name=decar-v1 bank.fill=pass views.same_crop=false",
-            "fill = pass, of one view of a clip, .* use bank.fill=training with bank.view=separate$",
+            "a step with one view of a clip .bank.fill = pass. .* use bank.fill=training with bank.view=separate$",
         ),
-        ("cluster.k=8,1", "cluster.k = 1: there is nothing to tell one cluster from; want at least 2"),
-        ("pseudo.k=1", "pseudo.k = 1: there is nothing"),
+        ("cluster.k=8,1", "cluster.k = 1: a single cluster teaches nothing; want at least 2"),
+        ("pseudo.k=1", "pseudo.k = 1: a single cluster"),
         ("cluster.init=warm method.name=decar-v1", r"cluster.init=random or kmeans\+\+"),
         ("cluster.algo=pca_kmeans method.name=decar-v1 cluster.empty=split", "does not read it"),
         ("cluster.algo=pic method.name=decar-v1 cluster.n_init=2", "pic does not read it"),

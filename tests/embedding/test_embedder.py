@@ -209,7 +209,7 @@ def test_bad_input_is_refused_in_words(embedder: Embedder, waveform: Any, rate: 
 
 @pytest.mark.parametrize("lengths", [5, [5, 5], [0], [16001], [[5]], "a", [1.5], [1j], object()])
 def test_lengths_are_one_for_each_clip(embedder: Embedder, lengths: Any) -> None:
-    with pytest.raises(UserError, match=r"lengths .*: want a list of one whole number from 1 to the samples"):
+    with pytest.raises(UserError, match=r"lengths .*: want one whole number for each clip, from 1 to"):
         embedder.embed(torch.zeros(1, 16000), 16000, lengths=lengths)
 
 

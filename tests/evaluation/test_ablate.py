@@ -173,5 +173,5 @@ def test_a_stopped_command_goes_on_and_stage_1_is_shared(
     # and the table says what it shows no longer
     (gone,) = json.loads(more.out)["not_shown"]
     assert gone.startswith(f"{names[0]}, seed 0 (linear-")
-    assert f"Not shown: 1 more result in {out}, such as {gone}." in (out / "ablation.md").read_text()
+    assert f"Not shown: 1 more result in {out}, such as {gone}; to see" in (out / "ablation.md").read_text()
     assert json.loads(done.out)["not_shown"] == []

@@ -175,7 +175,7 @@ def test_a_killed_command_goes_on(
     part = cli(*comparing[:4], "--holdout", 0.3, *comparing[10:-4], "--methods", "decar-v2", "--out", out)
     assert part.code == 0 and _finished(out) == files
     # 4 encoders that were measured, 2 seeds, 2 tasks, of which 3 encoders were named with one seed on one task
-    assert f"Not shown: 13 more results in {out}, such as ic/decar-v2-0." in " ".join(part.out.split())
+    assert f"Not shown: 13 more results in {out}, such as ic/decar-v2-0; to see" in " ".join(part.out.split())
 
 
 def test_what_is_damaged_is_a_line_and_names_are_those_of_folders(

@@ -172,7 +172,7 @@ def test_an_out_that_cannot_be_written_is_said_before_anything_is_measured(
         folder.mkdir(exist_ok=True)
         (folder / "mine.txt").write_text("mine")
         foreign = cli(*given, tmp_path / "o", "--overwrite")
-        assert f"{folder}: is not empty and not an evaluation (mine.txt)" in foreign.error
+        assert f"{folder}: it holds files that do not belong to an evaluation (mine.txt)" in foreign.error
         assert (folder / "mine.txt").read_text() == "mine" and "evaluate: logmel" not in foreign.err
         (folder / "mine.txt").rename(folder / "evaluation.json.new")  # as a kill leaves it
     assert cli(*given, tmp_path / "o", "--overwrite").code == 0 and not (tmp_path / "o.partial").exists()

@@ -157,9 +157,13 @@ def test_the_folder_has_every_clip_and_is_left_or_replaced(
     (tmp_path / "new.partial").mkdir()
     (tmp_path / "new.partial" / "mine.txt").write_text("mine")
     given[5] = tmp_path / "new"
-    refused(cli(*given, "--overwrite"), "is not empty and not a page of explore (mine.txt)")
+    refused(cli(*given, "--overwrite"), "it holds files that do not belong to a page of explore (mine.txt)")
     given[5] = tmp_path
-    refused(cli(*given, "--overwrite"), tmp_path, "is not empty and not a page of explore (empty, link, mine.txt, ...)")
+    refused(
+        cli(*given, "--overwrite"),
+        tmp_path,
+        "it holds files that do not belong to a page of explore (empty, link, mine.txt, ...)",
+    )
 
 
 def test_clips_of_the_folder_are_those_of_the_set(tone_rows: list[SourceRow], named: ShardSet, page: Path) -> None:

@@ -207,7 +207,7 @@ def test_local_views_of_pretraining_are_not_of_stage_2(
     for name, more in (("plain", []), ("local", sets("views.local=1"))):
         out = ["--teacher", pretrained, "--out", tmp_path / name, "--epochs", 1, *tiny]
         done = cli("train", "distill", tones, *out, *more)
-        assert done.code == 0 and ("views.local = 1 is of pre-training" in done.err) == bool(more), done.err
+        assert done.code == 0 and ("views.local = 1 is for pre-training" in done.err) == bool(more), done.err
     logs = [json.loads((tmp_path / name / "log.jsonl").read_text()) for name in ("plain", "local")]
     assert logs[0]["loss"] == logs[1]["loss"]
 

@@ -172,7 +172,7 @@ def export(
     if hub is None and onnx is None and torch_export is None:
         raise typer.BadParameter("nothing to write: give --hub FOLDER, --onnx FILE or --torch-export FILE")
     if given is not None and onnx is None and torch_export is None:
-        raise typer.BadParameter("--input is of a graph: add --onnx FILE or --torch-export FILE")
+        raise typer.BadParameter("--input is for --onnx and --torch-export: add one of them, or leave it out")
     from unfused_fast.embedding import check_places, export_graph, export_hub
 
     check_places(hub, onnx, torch_export, overwrite)

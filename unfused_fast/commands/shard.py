@@ -27,8 +27,8 @@ PackResume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Keep a finished OUT of the same sources, by their names, and options. An unfinished OUT is resumed "
-        "without this too, unless --overwrite is given.",
+        help="Keep a finished OUT if its sources have the same names and its options are the same. An unfinished OUT "
+        "is resumed without this flag too, unless --overwrite is given.",
     ),
 ]
 

@@ -114,12 +114,12 @@ def check_read(config: Config) -> None:
         passes, others = config.bank.fill == "pass", ", loss.instance=simclr or barlow, or views.local=1 or more"
         refuse(
             "views.same_crop",
-            f"bank.{'fill = pass' if passes else 'view = training'}, of one view of a clip,",
+            f"a step with one view of a clip (bank.{'fill = pass' if passes else 'view = training'})",
             f"{'bank.fill=training with ' if passes else ''}bank.view=separate{others if method == 'decar-v2' else ''}",
         )
     for name, numbers in ("cluster.k", config.cluster.heads), ("pseudo.k", (config.pseudo.k,)):
         if 1 in numbers:
-            raise UserError(f"{name} = 1: there is nothing to tell one cluster from; want at least 2, or auto")
+            raise UserError(f"{name} = 1: a single cluster teaches nothing; want at least 2, or auto")
 
 
 def _either(words: Sequence[object]) -> str:

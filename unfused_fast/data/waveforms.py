@@ -126,7 +126,7 @@ def _shortened(rows: list[Tensor], lengths: Sequence[int] | Tensor) -> list[Tens
             return [row[: int(length)] for row, length in zip(rows, wanted, strict=True)]
     except (TypeError, ValueError, RuntimeError):  # no numbers, or not one for each row
         pass
-    raise UserError(f"lengths {wanted}: want a list of one whole number from 1 to the samples of each clip")
+    raise UserError(f"lengths {wanted}: want one whole number for each clip, from 1 to the number of its samples")
 
 
 def check_batch(waveform: object) -> None:

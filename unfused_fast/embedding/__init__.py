@@ -11,4 +11,4 @@ from unfused_fast.embedding.foreign import import_checkpoint
 from unfused_fast.embedding.formats import format_of
 from unfused_fast.embedding.parts import check_place, rejected_path
 from unfused_fast.embedding.reading import too_short
-from unfused_fast.embedding.sources import embed_rows, file_state, shard_set_rows
+from unfused_fast.embedding.sources import embed_rows, shard_set_rows

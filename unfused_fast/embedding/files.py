@@ -8,7 +8,6 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -24,11 +23,11 @@ from unfused_fast.embedding.embedder import Embedder, Pooled
 from unfused_fast.embedding.formats import format_of, write_result
 from unfused_fast.embedding.parts import DoneFile, EmbeddingParts, check_place
 from unfused_fast.embedding.reading import Block, Pcm, ReadJob, ahead, blocks_of
-from unfused_fast.embedding.sources import file_state
 from unfused_fast.errors import Interrupted, UserError, escaped
 from unfused_fast.models import Pool
 from unfused_fast.shards.audio.codec import SAMPLE_RATE_HZ
 from unfused_fast.shards.packing.workers import Workers, keep_freed_memory, worker_count
+from unfused_fast.shards.sources.location import state_of
 from unfused_fast.shards.sources.reasons import Rejected
 from unfused_fast.shards.sources.row import SourceRow
 
@@ -148,10 +147,9 @@ def embed_files(
 
 def _states(rows: Sequence[SourceRow]) -> str:
     """sha256 (hex) of the sizes and times of the rows' files."""
-    state, digest = cache(file_state), hashlib.sha256()
+    digest = hashlib.sha256()
     for row in rows:
-        files = [row.path] if isinstance(row.path, Path) else row.path.files
-        digest.update(f"{[state(file) for file in files]}\n".encode())
+        digest.update(f"{state_of(row.path)}\n".encode())
     return digest.hexdigest()
 
 

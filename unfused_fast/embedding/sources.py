@@ -83,15 +83,6 @@ def _rows(given: str, say: OnMessage) -> list[SourceRow]:
     ]
 
 
-def file_state(file: str | Path) -> str:
-    """Size and time of a file, which are others once it changed; empty for what is not on this machine, or gone."""
-    try:
-        found = Path(file).stat()
-    except (OSError, ValueError):  # ValueError: a zero byte in its name
-        return ""
-    return f"{found.st_size} {found.st_mtime_ns}"
-
-
 def _is_remote_set(url: str) -> bool:
     """Whether a shard set, which may be unfinished, is behind a URL."""
     remote = RemoteFolder(url)

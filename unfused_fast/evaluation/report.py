@@ -165,7 +165,7 @@ def not_shown_text(summary: Mapping[str, Any], named: str) -> list[str]:
     if not others:
         return []
     results = f"{counted(len(others), 'more result')} in {summary['run']}, such as {others[0]}"
-    return [f"Not shown: {results}. A table has the {named} that its command names, with the settings given there."]
+    return [f"Not shown: {results}; to see them, name their {named} too, with the settings that they were made with."]
 
 
 def ending(row: Mapping[str, Any]) -> list[str]:

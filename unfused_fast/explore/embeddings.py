@@ -24,14 +24,12 @@ from torch.nn.functional import normalize
 from unfused_fast import __version__
 from unfused_fast.config import flatten
 from unfused_fast.console import console, counted
-from unfused_fast.embedding import Embedder, embed_files, file_state
-from unfused_fast.errors import Interrupted, UserError, cause, escaped
+from unfused_fast.embedding import Embedder, embed_files
+from unfused_fast.errors import Interrupted, UserError, cause, few
 from unfused_fast.shards.callbacks import OnProgress
 from unfused_fast.shards.sets.remote_folder import cache_folder
+from unfused_fast.shards.sources.location import is_url, state_of
 from unfused_fast.shards.sources.row import SourceRow
-
-NAMED = 3
-"""Files that a message names."""
 
 
 def kept_embeddings(
@@ -66,9 +64,8 @@ def kept_embeddings(
         arrays = _opened(path, frames)
     assert arrays is not None
     if lost := [row.source for row in map(rows.__getitem__, sorted({*range(len(rows))} - {*arrays["row"]}))]:
-        shown = ", ".join(map(escaped, lost[:NAMED])) + (", ..." if len(lost) > NAMED else "")
         recordings = counted(len(rows), "recording")
-        console.once(f"{len(lost)} of {recordings} cannot be used: {shown}; unfused-fast embed says why")
+        console.once(f"{len(lost)} of {recordings} cannot be used: {few(lost)}; unfused-fast embed says why")
     return arrays
 
 
@@ -109,14 +106,13 @@ def _key(embedder: Embedder, rows: Sequence[SourceRow], frames: bool) -> str:
     """sha256 (hex, shortened) of all that the embeddings depend on; a file behind a URL counts by its name."""
 
     @cache
-    def state(file: str | Path) -> str:
-        found = file_state(file)
-        return f"{Path(file).resolve()} {found}" if found else str(file)
+    def whole(file: str | Path) -> str:
+        return str(file if is_url(str(file)) else Path(file).resolve())
 
     digest = hashlib.sha256(f"{encoder_key(embedder)} {frames}".encode())
     for row in rows:
-        place = [row.path] if isinstance(row.path, Path) else [*row.path.files, row.path]
-        digest.update(
-            json.dumps([state(one) if isinstance(one, str | Path) else one for one in place], default=str).encode()
-        )
+        files = [row.path] if isinstance(row.path, Path) else row.path.files
+        member = None if isinstance(row.path, Path) else row.path
+        place = [*map(whole, files), *state_of(row.path), member]
+        digest.update(json.dumps(place, default=str).encode())
     return digest.hexdigest()[:32]

@@ -36,7 +36,7 @@ def adapted(config: Config, teacher: str | Path, resumed: Path | None) -> dict[s
     """
     taken = dict[str, Any]()
     if config.views.local:
-        console.once(f"distill: views.local = {config.views.local} is of pre-training; stage 2 has whole views alone")
+        console.once(f"distill: views.local = {config.views.local} is for pre-training; stage 2 has no local views")
         taken["views.local"] = 0
     if config.distill.init == "teacher":
         begun = None if resumed is None else read_description(resumed)

@@ -20,7 +20,7 @@ import torch
 from unfused_fast import __version__
 from unfused_fast.console import console
 from unfused_fast.errors import UserError, cause, unreadable
-from unfused_fast.json_files import is_number, read_json
+from unfused_fast.json_files import is_scale, read_json
 from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.training.trackers import Tracker, TrackerName, numbers_in, open_tracker
 
@@ -62,7 +62,7 @@ def read_description(run: Path) -> dict[str, Any] | None:
         optional: dict[str, type] = {"versions": dict, "resumed_with": list}
         sound = sound and all(isinstance(value[name], kind) for name, kind in optional.items() if name in value)
         if (log_mel := value["log_mel"]) is not None:  # None: a set without statistics
-            sound = sound and is_number(log_mel["mean"]) and is_number(log_mel["std"]) and log_mel["std"] > 0
+            sound = sound and is_scale(log_mel)
     except (TypeError, KeyError):
         sound = False
     if not sound:

@@ -58,7 +58,10 @@ def test_what_is_beside_out_stays_unless_it_is_ours(rows: list[SourceRow], copy:
     foreign.parent.mkdir()
     foreign.write_text("years")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match=rf"copy.{ending}: is needed .* move it away" if overwrite else "copy"):
+        with pytest.raises(
+            UserError,
+            match=rf"copy.{ending}: packing needs this folder, but it holds something else" if overwrite else "already",
+        ):
             pack_alone(rows[:9], copy, overwrite=overwrite)
     assert pack_alone(rows, copy, clips_per_shard=10, resume=True).shards_made == 0
     assert foreign.read_text() == "years"
@@ -74,7 +77,7 @@ def test_places_that_cannot_be_replaced(
     with pytest.raises(UserError, match="it is the working directory, or holds it; name a folder in it"):
         pack_alone(rows[:9], copy if inside else Path(), overwrite=overwrite)
     for resume in (False, True):
-        with pytest.raises(UserError, match=r"^/: the top of the disk; name a folder in it"):
+        with pytest.raises(UserError, match=r"^/: the root directory; name a folder in it"):
             pack_alone(rows[:9], Path("/"), overwrite=overwrite, resume=resume)
 
 

@@ -104,7 +104,7 @@ def test_files_that_change_between_two_parts(rows: list[SourceRow], tmp_path: Pa
     pack(rows, tmp_path / "first", part=(1, 2), workers=0)
     soundfile.write(changing, np.zeros(16000 * seconds), 16000)
     pack(rows, tmp_path / "second", part=(2, 2), workers=0)
-    with pytest.raises(UserError, match=r"second: some files were of other lengths, or unreadable"):
+    with pytest.raises(UserError, match=r"second: some files had other lengths, or could not be read"):
         merge([tmp_path / "first", tmp_path / "second"], tmp_path / "out")
 
 
