@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "unfused_fast"
 # From the bottom to the top: imports go to lines above only, or stay within a wing.
 LAYERS = [
     {"errors", "float32", "checkout"},
-    {"console", "endings", "optional", "launch", "json_files", "memory", "strict_state", "replacing", "kernels"},
+    {"console", "endings", "optional", "launch", "json_files", "memory", "strict_state", "kernels"},
     {"hub"},
     {"config"},
     {"shards"},

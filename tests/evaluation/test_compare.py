@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 from miniatures import urbansound
 from outcomes import Cli
 
@@ -21,6 +22,7 @@ from unfused_fast.config.fields import Config
 from unfused_fast.config.methods import MethodName
 from unfused_fast.config.presets import preset, with_values
 from unfused_fast.config.tasks import TASKS
+from unfused_fast.errors import Interrupted
 from unfused_fast.evaluation import compare_report
 from unfused_fast.evaluation.compare import common_values, tasks_of
 from unfused_fast.evaluation.compare_report import (
@@ -33,10 +35,11 @@ from unfused_fast.evaluation.compare_report import (
 )
 from unfused_fast.evaluation.lape_data import shards_of, task_of
 from unfused_fast.evaluation.report import spread
+from unfused_fast.evaluation.run_pool import continuing
 from unfused_fast.evaluation.run_store import read_runs, write_runs
 from unfused_fast.models.cost import encoder_cost
 from unfused_fast.shards.sets.table import open_shards
-from unfused_fast.training import plots
+from unfused_fast.training import Options, plots
 
 FLAGS = ["--epochs", 1, "--set", "eval.epochs=5"]
 
@@ -124,6 +127,26 @@ def test_a_mean_over_different_metrics_is_called_a_score(monkeypatch: pytest.Mon
         names, text = titles(metric, metric)
         assert names == [f"test {metric} in %", f"validation {metric} in %"] and "Scores are" not in text
     assert axes == [f"mean test {word} in %" for word in ("score", "accuracy", "mAP")]
+
+
+@pytest.mark.parametrize("command", [["compare"], ["ablate", "--vary", "cluster.k=4"]])
+def test_ctrl_c_while_heads_learn_says_how_to_continue(
+    cli: Cli, tones: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[object]
+) -> None:  # fmt: skip
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unfused_fast.evaluation.comparison.measure", pressed)
+    monkeypatch.setattr("unfused_fast.evaluation.ablation.RunPool.linear", pressed)
+    more = ["--tasks", tones, "--methods", "decar-v2"] if command == ["compare"] else ["--epochs", 1]
+    done = cli(command[0], tones, *command[1:], *more, *tiny, "--out", tmp_path / "out")
+    assert done.code == 130 and done.err.endswith(f"{tmp_path}/out: stopped; run the same command again to continue\n")
+
+
+def test_a_command_that_overwrites_is_continued_without(tmp_path: Path) -> None:
+    options = Options(torch.device("cpu"), overwrite=True)
+    with pytest.raises(Interrupted, match="again, without --overwrite, to continue"), continuing(tmp_path, options):
+        raise KeyboardInterrupt
 
 
 def test_runs_are_shared_with_an_ablation(cli: Cli, compared: Path, tones: Path, tiny: list[str]) -> None:

@@ -244,7 +244,7 @@ def lape(
     own = flags.read_by("decar-v2", others)
     distill = own.config("distill", epochs, several=True)
     flags.start_processes(partitions=distill.data.partitions)
-    from unfused_fast.evaluation import LapePlan, Plan, sentences, tables
+    from unfused_fast.evaluation import LapePlan, Plan, continuing, sentences, tables
     from unfused_fast.evaluation import lape as run_lape
 
     configs, _ = flags.methods(others, pretrain_epochs)
@@ -258,7 +258,7 @@ def lape(
         None if pretrain_on is None else open_set(pretrain_on),
     )
     options = run_options(flags.device, compile_, False, overwrite, timeout=flags.timeout)
-    with options.ranks:
+    with continuing(out, options), options.ranks:
         summary = run_lape(data_dir, teacher, out, chosen, plan, options, workers)
     if not options.ranks.leads:
         return

@@ -54,13 +54,13 @@ def compare(
     names = chosen_methods(methods)
     first = flags.read_by(names[0], names).config("pretrain", several=True, method=names[0])
     flags.start_processes(partitions=first.data.partitions)
-    from unfused_fast.evaluation import RunPool, comparison_sentences, comparison_tables
+    from unfused_fast.evaluation import RunPool, comparison_sentences, comparison_tables, continuing
     from unfused_fast.evaluation import compare as run_comparison
 
     configs, linear = flags.methods(names, epochs)
     options = run_options(flags.device, compile_, False, False, timeout=flags.timeout)
     pool = RunPool(out / "runs", options, flags.holdout)
-    with options.ranks:
+    with continuing(out, options), options.ranks:
         opened, tasks = open_set(shards), [open_set(task) for task in sets]
         summary = run_comparison(configs, linear, opened, tasks, out, seeds, pool)
     if not options.ranks.leads:
@@ -121,13 +121,14 @@ def ablate(
         name: flags.config(name, count, several=True, method=method) for name, count in stages.items()
     }
     values = varied_values(vary)
-    from unfused_fast.evaluation import RunPool, ablation_sentences, ablation_table, cells_of
+    from unfused_fast.evaluation import RunPool, ablation_sentences, ablation_table, cells_of, continuing
     from unfused_fast.evaluation import ablate as run_ablation
 
     cells = cells_of(configs, stage, values, not grid)
     trained_on, evaluated_on = open_set(shards), open_set(target or shards)
     pool = RunPool(out / "runs", run_options(flags.device, compile_, False, False), flags.holdout)
-    summary = run_ablation(cells, stage, trained_on, evaluated_on, out, seeds, pool)
+    with continuing(out, pool.options):
+        summary = run_ablation(cells, stage, trained_on, evaluated_on, out, seeds, pool)
     places = f"table and picture: {out / 'ablation.md'}, {out / 'ablation.png'}"
     show(summary, flags.as_json, [ablation_table(summary)], [*ablation_sentences(summary), places])
     if not any(row["seeds"] for row in summary["rows"]):

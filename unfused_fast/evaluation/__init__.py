@@ -22,6 +22,6 @@ from unfused_fast.evaluation.report import (
     table_rows,
 )
 from unfused_fast.evaluation.report_page import write_report_page
-from unfused_fast.evaluation.run_pool import RunPool
+from unfused_fast.evaluation.run_pool import RunPool, continuing
 from unfused_fast.evaluation.run_store import read_runs, write_rows, write_runs
 from unfused_fast.evaluation.scores import score_once

@@ -23,10 +23,9 @@ from unfused_fast.evaluation.report import TextTable, held_out_text, write_repor
 from unfused_fast.evaluation.run_pool import finished
 from unfused_fast.evaluation.run_store import settings_of
 from unfused_fast.evaluation.table import comparisons, pair_table, result_rows, result_table, without_empty_columns
-from unfused_fast.replacing import replaceable
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import LabelledClips
-from unfused_fast.training import Options, config_digest
+from unfused_fast.training import Options, config_digest, replaceable
 
 FILES = {"evaluation.json", "evaluation.md", "predictions.parquet"}
 

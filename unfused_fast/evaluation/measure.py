@@ -186,7 +186,7 @@ def _measure(
     """Adds every share of labels and method with one seed, on the features (N, D) of each split."""
     features, seed = torch.cat([splits[split] for split in clips.splits]), config.train.seed
     features = features[torch.from_numpy(clips.kept).to(features.device)]
-    of = name if name == run else f"{name} ({run})"
+    of = name if name == run or run in BASELINES else f"{name} ({run})"
     console.print(f"evaluate: {of} on {task}, seed {seed}, {features.shape[1]} features")
     for fraction in plan.fractions:
         parts = [part._replace(train=few_labels(clips, part.train, fraction, seed)) for part in rounds]

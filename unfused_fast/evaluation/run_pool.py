@@ -7,7 +7,8 @@ DIR/<stage>-<digest>.json   what it is made of, and where it ended without a res
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,14 +19,28 @@ from torch import Tensor
 from unfused_fast.checkout import commit
 from unfused_fast.config import Config, Stage, flatten
 from unfused_fast.distributed import RankLost
-from unfused_fast.errors import UserError, unreadable
+from unfused_fast.errors import Interrupted, UserError, unreadable
 from unfused_fast.evaluation.report import writing
 from unfused_fast.json_files import read_json
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.stages import distill, holdout_input, labels_digest, linear, pretrain
 from unfused_fast.training import Options, Paused, config_digest, quietly, versions, write_json
 
-AGAIN = "run the same command again to continue"
+
+def again(options: Options) -> str:
+    """How a command continues that was stopped."""
+    return f"run the same command again{', without --overwrite,' if options.overwrite else ''} to continue"
+
+
+@contextmanager
+def continuing(out: Path, options: Options) -> Iterator[None]:
+    """Around a command that keeps finished runs and scores in OUT. Raises Interrupted after Ctrl-C outside of training,
+    which says it itself.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"{out}: stopped; {again(options)}") from None
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,7 @@ class RunPool:
 
         result = self.options.ranks.first(begin)
         if result is None:
-            options = replace(self.options, resume=True, again=AGAIN, overwrite=False, until_epoch=until)
+            options = replace(self.options, resume=True, again=again(self.options), overwrite=False, until_epoch=until)
             try:
                 result = run(out=out, options=options)
             except RankLost:

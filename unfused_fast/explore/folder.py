@@ -41,11 +41,11 @@ from unfused_fast.explore.columns import (
 from unfused_fast.explore.embeddings import encoder_key, kept_embeddings, unit_rows
 from unfused_fast.explore.layout import MAP_NEIGHBOURS, MapKind, map_of, nearest
 from unfused_fast.json_files import read_json
-from unfused_fast.replacing import refuse_others, replaceable
 from unfused_fast.shards.audio.codec import encode_clip
 from unfused_fast.shards.callbacks import OnProgress
 from unfused_fast.shards.sets.shard_files import clip_key
 from unfused_fast.shards.sets.table import ShardSet
+from unfused_fast.training import refuse_others, replaceable
 
 SHOWN = 10
 """Neighbours on the page."""

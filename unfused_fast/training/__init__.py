@@ -45,6 +45,7 @@ from unfused_fast.training.plots import (
     plot_scores,
 )
 from unfused_fast.training.progress import Profile
+from unfused_fast.training.replacing import refuse_others, replaceable
 from unfused_fast.training.run_directory import Run
 from unfused_fast.training.run_record import config_digest, read_description, read_result, versions
 from unfused_fast.training.trackers import parse_trackers

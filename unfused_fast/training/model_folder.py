@@ -23,10 +23,10 @@ from unfused_fast.config import SHIPPED, Config, from_flat
 from unfused_fast.errors import UserError, cause, unreadable
 from unfused_fast.hub import FILES, hub_folder, is_hub, pinned
 from unfused_fast.models import AudioNTT, EfficientNetB0, build_encoder
-from unfused_fast.replacing import refuse_others, replaceable
 from unfused_fast.shards.packing.building import to_disk
 from unfused_fast.shards.sets.shard_files import replace_file
 from unfused_fast.training.checkpoint import load_network, read_tensors, sha256_of, write_json, write_tensors
+from unfused_fast.training.replacing import refuse_others, replaceable
 
 WEIGHTS = "model.safetensors"
 

@@ -1,4 +1,4 @@
-"""Folders that a command replaces as a whole: only its own. Imports nothing heavy."""
+"""Folders that a command replaces as a whole: only its own."""
 
 from __future__ import annotations
 
