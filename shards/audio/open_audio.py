@@ -58,6 +58,7 @@ _FORMATS = [
         ),
         (rb"OggS.{24}Speex   ", "Speex"),
         (rb"OggS.{24}\x7fFLAC", "FLAC in Ogg"),
+        (rb"NIST_1A.*?embedded-shorten", "SPHERE compressed by Shorten"),
     )
 ]
 """Formats that libsndfile does not read. Source: each format's own definition, as file(1) has them; of WAV the codecs

@@ -145,7 +145,7 @@ def test_a_part_of_a_sphere_is_truncated(tmp_path: Path, subtype: str) -> None:
         probe(tmp_path / "a")
 
 
-def test_a_compressed_sphere_is_not_called_truncated(tmp_path: Path) -> None:
+def test_a_compressed_sphere_is_not_called_truncated_and_the_way_to_convert_it_is_shown(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a", NOISE, 16000, format="NIST")
     data = (
         (tmp_path / "a")
@@ -153,9 +153,10 @@ def test_a_compressed_sphere_is_not_called_truncated(tmp_path: Path) -> None:
         .replace(b"sample_coding -s3 pcm", b"sample_coding -s26 pcm,embedded-shorten-v2.00")
     )
     (tmp_path / "a").write_bytes(data[:100_000])
-    with pytest.raises(Rejected) as caught:
+    said = r"SPHERE compressed by Shorten, .* convert it with: ffmpeg -i IN OUT\.flac$"
+    with pytest.raises(Rejected, match=said) as caught:
         probe(tmp_path / "a")
-    assert caught.value.reason is not Reason.DAMAGED
+    assert caught.value.reason is Reason.UNSUPPORTED
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
