@@ -87,3 +87,11 @@ def test_no_color(variables: dict[str, str]) -> None:
     codes = {int(code) for found in re.findall(rb"\x1b\[([\d;]+)m", shown) for code in found.split(b";")}
     colours = {code for code in codes if 30 <= code <= 49 or 90 <= code <= 107}
     assert codes and bool(colours) == (not variables)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes file descriptors")
+@pytest.mark.parametrize(("field", "code"), [("optim.lr", 0), ("nothing", 1)])
+def test_standard_output_and_error_may_be_closed(field: str, code: int) -> None:
+    command = [sys.executable, "-c", COMMAND, "config", field]
+    closing = f"import os; os.close(1); os.close(2); os.execv({sys.executable!r}, {command!r})"
+    assert subprocess.run([sys.executable, "-c", closing], timeout=120, check=False).returncode == code

@@ -194,6 +194,7 @@ def test_a_gpu_is_not_waited_for_by_each_clip(pretrained: Path) -> None:
         ("speech.wav", 16000, "soundfile.read"),
         (np.zeros(16000, np.int16), 16000, "int16: .* 32768"),
         (np.zeros(16000, np.uint8), 16000, "uint8: .* subtract 128"),
+        (np.array([noise(1), noise(2)], object), 16000, r"object: .* make a list, with .tolist\(\)$"),
         (np.array([0, 12000.0, -3]), 16000, "samples up to 12000: .* 32768"),
         (np.zeros((2, 0)), 16000, "1 sample or more"),
         (np.float32(0.5), 16000, r"\(\)"),

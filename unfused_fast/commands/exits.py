@@ -103,6 +103,8 @@ def run_app(app: typer.Typer | Callable[[], None]) -> NoReturn:
         *(["--debug"] if "--debug" in sys.argv[1:] else []),
         *(item for item in sys.argv[1:] if item != "--debug"),
     ]
+    for stream in ("stdout", "stderr"):  # None where what started this closed it
+        setattr(sys, stream, getattr(sys, stream) or Path(os.devnull).open("w"))  # noqa: SIM115
     if isinstance(sys.stdout, TextIOWrapper):  # characters that the terminal's encoding lacks are written as \uNNNN
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

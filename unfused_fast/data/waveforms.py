@@ -33,7 +33,12 @@ gives, would be read as that many clips: average the channels first."""
 FEWEST_COLUMNS = 160
 """An array with fewer columns than this, and than rows, is refused as (samples, channels). Ours: a clip of less than 10
 ms has no audible content, and so many channels are rare."""
-_SCALES = {"uint8": "subtract 128, then divide by 128", "int32": "divide by 2147483648"}
+_AS_FLOAT = {
+    "uint8": "subtract 128, then divide by 128",
+    "int16": "divide by 32768",
+    "int32": "divide by 2147483648",
+    "object": "of a column or an array of clips make a list, with .tolist()",
+}
 _MONO = "average the channels, with waveform.mean(axis=1)"
 
 
@@ -190,4 +195,4 @@ def _tensor(value: object, name: str) -> Tensor:
         with np.errstate(over="ignore"):  # infinity is refused later
             return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
     kind = str(array.dtype).removeprefix("torch.")
-    raise UserError(f"{name} is {kind}: want float in [-1, 1]; {_SCALES.get(kind, 'divide int16 by 32768')}")
+    raise UserError(f"{name} is {kind}: want float in [-1, 1]; {_AS_FLOAT.get(kind, 'convert it')}")
