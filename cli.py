@@ -26,7 +26,7 @@ from unfused_fast.commands.shard import merge, shard
 from unfused_fast.commands.train import train_app
 from unfused_fast.config import PresetName, Stage
 from unfused_fast.errors import UserError
-from unfused_fast.launch import STOPPING
+from unfused_fast.launch import STOPPING, set_handler
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 DATA, TRAIN, USE, HERE = "Data", "Training", "Evaluate and use", "This machine"
@@ -248,11 +248,10 @@ for group in (app, *filter(None, (found.typer_instance for found in app.register
 
 
 def main() -> None:
-    """Entry point of `unfused-fast` and `python -m unfused_fast`. SIGTERM and SIGUSR1 end a command as Ctrl-C does;
+    """Entry point of `unfused-fast` and `python -m unfused_fast`. The signals of STOPPING end a command as Ctrl-C does;
     once it has ended they are ignored: only threads and libraries are still ending, and the exit code stays.
     """
-    for number in {*STOPPING} - {signal.SIGINT}:
-        signal.signal(number, signal.default_int_handler)
+    set_handler(signal.default_int_handler, {*STOPPING} - {signal.SIGINT})
     try:
         run_app(app)
     finally:

@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """The user pressed Ctrl-C (or sent SIGTERM or SIGUSR1); finished work is saved. One sentence: how to continue."""
+    """Ctrl-C or another signal of launch.STOPPING came; finished work is saved. One sentence: how to continue."""
 
 
 def cause(error: BaseException) -> str:

@@ -4,13 +4,17 @@ deletes what killed ones leave.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
+import stat
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple
 
 from unfused_fast.errors import UserError
 
@@ -22,12 +26,39 @@ the command says of one that is there: its processes were started again.
 """
 RESTARTS_LEFT = "UNFUSED_RESTARTS_LEFT"
 """Variable with how often the launcher may start the processes of a run again."""
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Signals that stop a command, of those that the system has; SLURM sends SIGUSR1 before it stops a job."""
+STOPPING = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+    if hasattr(signal, name) and (name, signal.getsignal(getattr(signal, name))) != ("SIGHUP", signal.SIG_IGN)
+)
+"""Signals that stop a command, of those that the system has. SLURM sends SIGUSR1 before it stops a job; SIGHUP comes
+when the terminal is closed, and stays ignored where nohup ignores it.
+"""
 MEMORY = Path("/dev/shm")
 """A file system in memory, on Linux."""
 PORTS = 20000, 20000
 """Under SLURM: the first port, and the number of ports; the job's id selects one."""
+
+
+def set_handler(
+    handler: Callable[[int, FrameType | None], Any], numbers: Iterable[signal.Signals] = STOPPING
+) -> dict[signal.Signals, Any]:
+    """Sets the handler of signals that stop a command; returns those before, none outside the main thread, which alone
+    handles signals. On SIGHUP, what is printed later goes nowhere: writing to a closed terminal is an error.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if signal.Signals(number).name == "SIGHUP":
+            null = os.open(os.devnull, os.O_WRONLY)
+            for stream in (1, 2):
+                if stat.S_ISCHR(os.fstat(stream).st_mode):
+                    os.dup2(null, stream)
+            os.close(null)
+        handler(number, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handle) for number in numbers}
 
 
 class Place(NamedTuple):

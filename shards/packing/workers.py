@@ -42,6 +42,8 @@ BYTES_PER_SECOND = 2e6
 LONGEST_READ_SECONDS = 3600.0
 """Most that it adds. Ours: 7 GB at that rate; what is read for longer hangs."""
 PROGRESS_SECONDS = 0.25
+OF_TERMINAL = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
+"""Signals that every process of a terminal gets, by Ctrl-C and when the terminal is closed."""
 
 
 class Job(Protocol[AnswerOut]):
@@ -102,14 +104,15 @@ def start_server() -> None:
     """Starts the process from which workers are forked, without waiting for it: it imports what they need while this
     process does other things. Ours: so that a small set does not wait for one after the other.
 
-    Ctrl-C is for this process alone: SIGINT is blocked in the other, which would end in its imports with a traceback.
+    Signals of the terminal are for this process alone: they are blocked in the other, which would end in its imports
+    with a traceback.
     """
     if _context().get_start_method() == "forkserver":
         from multiprocessing import forkserver, resource_tracker
 
         with contextlib.suppress(OSError):  # the first worker reports it
             resource_tracker.ensure_running()  # first, because it unblocks the signal
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_TERMINAL)
             try:
                 forkserver.ensure_running()
             finally:
@@ -251,7 +254,8 @@ def _work(pipe: Connection, place: Any, seconds_per_item: float, environment: di
     """
     os.environ.update(environment)  # a fork server keeps the environment of its start
     keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    for number in OF_TERMINAL:
+        signal.signal(number, signal.SIG_IGN)  # the parent handles them
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(OSError), Path(os.devnull).open("wb") as null:  # native libraries write to the screen

@@ -95,3 +95,31 @@ def test_standard_output_and_error_may_be_closed(field: str, code: int) -> None:
     command = [sys.executable, "-c", COMMAND, "config", field]
     closing = f"import os; os.close(1); os.close(2); os.execv({sys.executable!r}, {command!r})"
     assert subprocess.run([sys.executable, "-c", closing], timeout=120, check=False).returncode == code
+
+
+CLOSED = """
+import contextlib, os, pty, select, sys, time
+run, *command = sys.argv[1:]
+child, terminal = pty.fork()
+if not child:
+    os.execvp(command[0], command)
+while not os.path.exists(f"{run}/log.jsonl"):
+    time.sleep(0.05)
+    with contextlib.suppress(OSError):  # under nohup no process has it open
+        while select.select([terminal], [], [], 0)[0]:
+            os.read(terminal, 1 << 16)
+os.close(terminal)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize(("before", "epochs", "code"), [((), 5000, 130), (("nohup",), 8, 0)])
+def test_a_run_is_saved_when_its_terminal_is_closed_and_goes_on_under_nohup(
+    tones: Path, tiny: list[str], tmp_path: Path, before: tuple[str, ...], epochs: int, code: int
+) -> None:
+    train = ["train", "pretrain", tones, "--out", tmp_path / "run", "--epochs", epochs, "--save-every", "4000epochs"]
+    command = [*before, sys.executable, "-c", COMMAND, *map(str, [*train, *tiny])]
+    done = subprocess.run([sys.executable, "-c", CLOSED, tmp_path / "run", *command], cwd=tmp_path, timeout=300)
+    assert done.returncode == code
+    assert [*(tmp_path / "run" / "checkpoints").iterdir()], "nothing but the signal, or the end, saves this run"

@@ -16,6 +16,7 @@ from unfused_fast.commands.options import refuse_several, run_options
 from unfused_fast.commands.output import bar, show
 from unfused_fast.config import SHIPPED
 from unfused_fast.hub import is_hub
+from unfused_fast.launch import set_handler
 from unfused_fast.shards.packing.workers import start_server
 
 SAME_SIGNAL_SECONDS = 0.3
@@ -91,8 +92,8 @@ def embed(
     with ranks, ExitStack() as stack:
         ranks.first(lambda: check_place(out, overwrite))
         embedder = ranks.every(lambda: load(encoder, str(options.device), pool, features))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            stack.callback(signal.signal, number, signal.signal(number, stop))
+        for number, before in set_handler(stop).items():
+            stack.callback(signal.signal, number, before)
         with console.status("looking at what there is to embed"):
             rows = ranks.every(lambda: embed_rows(audio, console.print, out))
         facts = embed_files(

@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from unfused_fast.config import Config, flatten
 from unfused_fast.console import console
 from unfused_fast.data import set_statistics
 from unfused_fast.errors import Interrupted, UserError, cause
-from unfused_fast.launch import LAUNCH, STOPPING
+from unfused_fast.launch import LAUNCH, set_handler
 from unfused_fast.shards.sets.table import ShardSet
 from unfused_fast.training.checkpoint import Position, checkpoints_in, load_checkpoint, write_json
 from unfused_fast.training.options import Options
@@ -100,7 +99,7 @@ class Run:
         self._result: dict[str, Any] | None = opened["result"]
 
     def __enter__(self) -> Run:
-        self._before = _handled_by(signal.default_int_handler)
+        self._before = set_handler(signal.default_int_handler)
         return self
 
     def __exit__(
@@ -290,8 +289,8 @@ class Run:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Ctrl-C, SIGTERM and SIGUSR1 (which SLURM sends before it stops a job) let the step finish and set `stopping`;
-        a second Ctrl-C or SIGTERM ends at once. A run that ends before its first save leaves no directory.
+        """Ctrl-C and the other signals of launch.STOPPING let the step finish and set `stopping`; a second Ctrl-C or
+        SIGTERM ends at once. A run that ends before its first save leaves no directory.
         """
         came = dict[int, float]()
 
@@ -308,7 +307,7 @@ class Run:
             again = "; press Ctrl-C again to stop immediately" if number == signal.SIGINT else ""
             console.print(f"stopping after this step{again}", style="yellow")
 
-        before = _handled_by(stop)
+        before = set_handler(stop)
         try:
             yield
         except BaseException:
@@ -319,10 +318,3 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _handled_by(handler: Callable[[int, FrameType | None], Any]) -> dict[signal.Signals, Any]:
-    """Sets the handler of STOPPING; returns those before."""
-    if threading.current_thread() is not threading.main_thread():  # which alone handles signals
-        return {}
-    return {number: signal.signal(number, handler) for number in STOPPING}

@@ -26,10 +26,17 @@ from uuid import uuid4
 from unfused_fast.commands.exits import INTERRUPTED, reason_left
 from unfused_fast.console import counted
 from unfused_fast.errors import UserError, escaped
-from unfused_fast.launch import LAUNCH, RESTARTS_LEFT, STOPPING, delete_temporary, place_of, started_by_launcher
+from unfused_fast.launch import (
+    LAUNCH,
+    RESTARTS_LEFT,
+    STOPPING,
+    delete_temporary,
+    place_of,
+    set_handler,
+    started_by_launcher,
+)
 from unfused_fast.shards.packing.workers import available_cores
 
-SIGNALS = *STOPPING, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
 GRACE_SECONDS = 30.0
 """How long the others may take to end when one has failed. Source: torchrun."""
 LOOK_SECONDS = 0.1
@@ -116,7 +123,7 @@ def _begin_as_launched() -> None:
     """Takes the signals that _run_here held back while this process started, and on Linux ends as on SIGTERM when the
     launcher was killed, which then stops nobody.
     """
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -162,7 +169,7 @@ def _run_here(count: int, out: Path, restarts: int) -> int:
 
         with signals_to(send):
             # they inherit it, and take signals once they can end in order: see _begin_as_launched
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
             try:
                 context = start_processes(
                     "train",
@@ -262,7 +269,7 @@ def signals_to(send: Callable[[int], None]) -> Iterator[None]:
     def pass_on(number: int, frame: FrameType | None) -> None:
         send(number)
 
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    before = set_handler(pass_on)
     try:
         yield
     finally:
