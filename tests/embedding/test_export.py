@@ -198,16 +198,17 @@ def test_what_export_refuses(cli: Cli, pretrained: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("stage", "listed", "others"),
+    ("stage", "method", "listed", "others"),
     [
-        ("pretrain", "| cluster.k |", "distill.alpha"),
-        ("distill", "| distill.alpha |", "cluster.k"),
-        ("finetune", "| eval.label_fraction |", "cluster.k"),
-        ("imported from byol-a", "unknown", "train.epochs"),
+        ("pretrain", "decar-v2", "| cluster.k |", "distill.alpha"),
+        ("pretrain", "simclr", "by the method simclr;", "cluster."),
+        ("distill", "decar-v2", "| distill.alpha |", "cluster.k"),
+        ("finetune", "decar-v2", "| eval.label_fraction |", "UnFuSeD"),
+        ("imported from byol-a", "decar-v2", "unknown", "train.epochs"),
     ],
 )
-def test_a_card_lists_the_settings_that_its_stage_reads(stage: str, listed: str, others: str) -> None:
-    config = with_values(Config(), {"model.channels": 4, "model.dim": 32})
+def test_a_card_lists_the_settings_that_its_stage_reads(stage: str, method: str, listed: str, others: str) -> None:
+    config = with_values(Config(), {"model.channels": 4, "model.dim": 32, "method.name": method})
     embedder = Embedder(FrozenEncoder("random", config, {"mean": -3.0, "std": 2.0}, build_encoder(config), None))
     recorded = {"stage": stage, "config": flatten(config), "shards": "", "log_mel": {"mean": -3.0, "std": 2.0}}
     card = model_card(embedder, recorded, {}, "title")

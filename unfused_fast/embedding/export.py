@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from unfused_fast.config import READ_BY, flatten
 from unfused_fast.data import log_mel, unit_norm
 from unfused_fast.embedding.embedder import Embedder, load
 from unfused_fast.errors import UserError, cause
@@ -37,11 +38,18 @@ Input = Literal["log-mel", "waveform"]
 OPSET = 18
 """ONNX operator set. Ours: 17 introduced the DFT that the waveform's spectrum needs; the exporter is tested with 18."""
 _CARD_FIELDS = {
-    "pretrain": ("cluster.algo", "cluster.k"),
+    "pretrain": ("method.name", "loss.instance", "cluster.algo", "cluster.k"),
     "distill": ("pseudo.feature", "pseudo.k", "distill.alpha", "distill.beta", "distill.init"),
     "finetune": ("eval.label_fraction", "eval.select"),
 }
-"""Settings that one stage reads and its card shows, in addition to those of all stages."""
+"""Settings that one stage reads and its card shows, in addition to those of all stages; of pre-training, those that the
+method reads."""
+_ORIGINS = {
+    "pretrain": "pre-trained without labels by the method",
+    "distill": "trained without labels by stage 2 of UnFuSeD (arXiv 2303.05668)",
+    "finetune": "fine-tuned with labels",
+}
+"""What a stage does, on its card."""
 _EVERY_CARD = ("optim.name", "optim.lr", "train.batch_size", "train.epochs", "train.seed")
 _NO_RESULTS = ("stage", "run", "config_digest", "data_digest", "seed", "epochs", "k", "clips", "encoder")
 
@@ -227,10 +235,11 @@ def _without_foreign_warnings() -> Iterator[None]:
 
 def model_card(embedder: Embedder, recorded: Mapping[str, Any], result: Mapping[str, Any], title: str) -> str:
     """README.md of a model folder, only from records of the run."""
-    values, norm = recorded["config"], recorded["config"]["data.norm"]
+    values = flatten(embedder.config) | recorded["config"]  # an earlier version's run may lack fields
+    stage, norm, method = recorded["stage"], values["data.norm"], values["method.name"]
     log_mel = recorded["log_mel"] if norm in ("dataset", "running") else None
     facts = {
-        "stage": recorded["stage"],
+        "stage": stage,
         "encoder": values["model.encoder"],
         "parameters": f"{sum(parameter.numel() for parameter in embedder.encoder.parameters()):,}",
         "embedding size": embedder.scene_embedding_size,
@@ -239,21 +248,22 @@ def model_card(embedder: Embedder, recorded: Mapping[str, Any], result: Mapping[
         "waveform normalisation": "divided by the L2 norm of the clip" if embedder.unit_norm else "none",
         "log-mel normalisation": "none" if log_mel is None else f"mean {log_mel['mean']}, std {log_mel['std']}",
         "training data (digest of the shard set)": recorded["shards"],
-        "settings (digest)": config_digest(values),
+        "settings (digest)": config_digest(recorded["config"]),
         "encoder (digest)": embedder.digest,
         "written by": ", ".join(f"{name} {version}" for name, version in recorded.get("versions", {}).items()),
     }
-    known = recorded["stage"] in _CARD_FIELDS  # another program's settings are not known
-    origin, settings = f"An audio encoder, {recorded['stage']} by unfused-fast.", "Its training settings are unknown."
-    if known:
-        origin = "An audio encoder of UnFuSeD (arXiv 2303.05668), exported from a run of unfused-fast."
-        fields = {name: values[name] for name in (*_CARD_FIELDS[recorded["stage"]], *_EVERY_CARD)}
+    origin, settings = f"An audio encoder, {stage} by unfused-fast.", "Its training settings are unknown."
+    if stage in _CARD_FIELDS:  # another program's settings are not known
+        by = f" {method}" if stage == "pretrain" else ""
+        origin = f"An audio encoder, {_ORIGINS[stage]}{by}; exported from a run of unfused-fast."
+        names = [name for name in _CARD_FIELDS[stage] if stage != "pretrain" or method in READ_BY.get(name, (method,))]
+        fields = {name: values[name] for name in (*names, *_EVERY_CARD)}
         settings = f"{_table('field', fields)}\n\nAll of them are in `config.json`."
     measured = _numbers(result)
     return f"""---
 library_name: unfused-fast
 pipeline_tag: feature-extraction
-tags: [audio, self-supervised-learning, audio-embeddings]{_model_index(recorded["stage"], result, title)}
+tags: [audio, self-supervised-learning, audio-embeddings]{_model_index(stage, result, title)}
 ---
 
 # {title.removeprefix("hf://")}
