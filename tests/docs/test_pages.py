@@ -72,5 +72,16 @@ def test_readmes_figures_are_those_of_the_pages() -> None:
     assert checked > 30
 
 
+def test_the_gain_of_base_is_that_of_its_table() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    rows = [line.split(" | ") for line in page[page.index("# base\n") :].splitlines() if line.startswith("| ")]
+    base, random = (
+        next(float(row[2].split(" ± ")[0]) for row in rows if row[0].startswith(f"| {name}"))
+        for name in ("base", "random")
+    )
+    (gain,) = re.findall(r"is ([\d.]+) ± [\d.]+ points above random", (ROOT / "docs" / "start.md").read_text())
+    assert abs(float(gain) - (base - random)) < 0.11  # each is rounded
+
+
 def test_the_citation_names_this_version() -> None:
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()

@@ -105,7 +105,10 @@ def ablate(
     ] = True,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each combination.")] = 1,
     epochs: Annotated[
-        int | None, typer.Option(help="Pre-training epochs; distillation runs half as many.", show_default="preset's")
+        int | None,
+        typer.Option(
+            help="Epochs of pre-training; where given, distillation has half as many.", show_default="preset's"
+        ),
     ] = None,
     compile_: Compile = None,
 ) -> None:

@@ -136,7 +136,7 @@ Holdout = Annotated[
         show_default="none",
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --out; start it if there is none.")]
 ResumeAnyway = Annotated[
     bool,
     typer.Option(

@@ -162,7 +162,10 @@ def train_everything(
     ] = None,
     holdout: Holdout = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Pre-training epochs; distillation runs half as many.", show_default="preset's")
+        int | None,
+        typer.Option(
+            help="Epochs of pre-training; where given, distillation has half as many.", show_default="preset's"
+        ),
     ] = None,
     *,
     flags: PretrainFlags,
