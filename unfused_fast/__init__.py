@@ -1,4 +1,5 @@
-"""unfused-fast: UnFuSeD (arXiv 2303.05668) from audio files to a result, on one device or many.
+"""unfused-fast: audio representations from recordings without labels, by UnFuSeD (arXiv 2303.05668) and nine other
+methods.
 
 `unfused_fast.load(RUN)` gives the trained encoder of a run, or of a model folder, as a `torch.nn.Module`;
 `unfused_fast.load("base")` the one that comes with the package.

@@ -71,10 +71,10 @@ class DataConfig:
     with room for the split.
     """
     partitions: Count = 8
-    """Partitions of a split: so many parts of neighbouring clips, of which each process of a run holds equally many, so
-    the number of processes divides it. A batch takes clips of every partition; it is the same on any number of
-    processes, but not with another number of partitions. Mixup partners are of the same partition. Ours: for the 8 GPUs
-    of a machine; for more, take a multiple of their number.
+    """Number of parts, of neighbouring clips, into which a split is divided. Each process holds the same number of
+    them, so the number of processes must divide it. A batch takes clips of every part; it is the same on any number
+    of processes, but not with another number of parts. Mixup partners are of the same part. Ours: for the 8 GPUs of
+    a machine; for more, take a multiple of their number.
     """
     sampler: Literal["every_clip", "uniform_clusters"] = "every_clip"
     """Clips of an epoch of pre-training: each once, or as many draws, equally many from each cluster. Source: paper;
@@ -89,10 +89,10 @@ class ViewsConfig:
     same_crop: bool = True
     """All views augment one crop; false draws a crop for each. Source: authors."""
     local: CountOrZero = 0
-    """Local views beside the whole ones (multi-crop), each a part of a view of its own: they ask for what the whole
-    views give, never the other way round; not of `decar-v1` and `simclr`. In `decar-v2` they predict the clip's
-    cluster, have no rows in the bank, and no part in `loss.instance`. Source: SwAV section 3.3, whose authors have 6
-    beside two whole ones, also for DeepCluster-v2.
+    """Local views beside the whole ones (multi-crop), each a part of a view of its own. They learn to predict the
+    targets of the whole views, never the other way round; `decar-v1` and `simclr` have none. In `decar-v2` they predict
+    the clip's cluster, have no rows in the bank, and no part in `loss.instance`. Source: SwAV section 3.3, whose
+    authors have 6 beside two whole ones, also for DeepCluster-v2.
     """
     local_seconds: Positive = 0.4
     """Length of a local view, in seconds. Ours: AudioNTT pools over time, so that one costs as much less as it is

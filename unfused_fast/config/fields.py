@@ -111,7 +111,7 @@ class ClusterConfig:
     every_epochs: Count = 1
     """Epochs from one clustering to the next. Source: paper section 3."""
     backend: Literal["auto", "torch", "triton", "faiss", "cuml"] = "auto"
-    """Who computes nearest centroids; all give the same assignments. Ours: `auto` is triton on a GPU and, for
+    """What computes nearest centroids; all give the same assignments. Ours: `auto` is triton on a GPU and, for
     float32 rows, faiss on a CPU that has it, else torch.
     """
 
@@ -126,8 +126,8 @@ class PrototypesConfig:
     """Prototypes of pre-training."""
 
     freeze: bool = True
-    """Prototypes stay the centroids until the next clustering; false trains them between, by an SGD of `head_lr`, and
-    keeps their norm at 1. Source: paper section 3 (frozen); DeepCluster-v2 can train them.
+    """Prototypes stay the centroids until the next clustering; false: SGD at `optim.head_lr` trains them between two
+    clusterings, and they keep norm 1. Source: paper section 3 (frozen); DeepCluster-v2 can train them.
     """
 
 
@@ -161,15 +161,16 @@ class BankConfig:
     augmentation, before each clustering. Source: paper section 3; DECAR section 3 (two passes an epoch).
     """
     view: Literal["separate", "training"] = "separate"
-    """Whose projections become rows while training fills the bank: those of a second view of the clip, by a forward
-    pass of its own without gradient, or those that gave the loss, from before the step. `fill` = pass does not read it.
-    Source: authors (separate); paper section 3, which stores rows right after back-propagation, and SwAV's authors
-    (training). Ours: `recommended` has training, not shown to learn less (docs/results/corpus.md), and faster.
+    """Which view's projections become rows while training fills the bank. `separate`: those of a second view, from a
+    forward pass without gradient; `training`: those that gave the loss, computed before the step. Not read with `fill`
+    = pass. Source: authors (separate); paper section 3, which stores rows right after back-propagation, and SwAV's
+    authors (training). Ours: `recommended` has training, not shown to learn less (docs/results/corpus.md), and faster.
     """
     encoder: Literal["own", "follower"] = "own"
-    """Whose projections become rows: the network's, or by a forward pass without gradient, of the bank's view or else
-    of the first that gives the loss, those of a network that follows by a moving average (`method.ema`). Source: paper
-    section 3 (own). Ours: follower, as PCL's momentum encoder gives what it clusters, arXiv 2005.04966.
+    """Which network's projections become rows. `own`: the network's; `follower`: those of its moving average
+    (`method.ema`), from a forward pass without gradient over the bank's view, or else the first view that gives the
+    loss. Source: paper section 3 (own). Ours: follower, as PCL clusters what its momentum encoder gives, arXiv
+    2005.04966.
     """
     init_mode: Literal["eval", "train"] = "train"
     """Mode of the network while the bank is first filled. Source: authors (train). In eval mode BatchNorm has no
@@ -245,7 +246,7 @@ class TrainConfig:
     `delores-m`, `swav`, `slicer`, `distill.contrast`) compare those of a part.
     """
     gradients: Literal["fp32", "bf16"] = "fp32"
-    """What ranks add up gradients in; bf16 halves the message. Ours."""
+    """Number format in which ranks add up gradients; bf16 halves the message. Ours."""
     amp: Literal["auto", "bf16", "fp32"] = "auto"
     """Autocast of forward passes; `auto` is bf16 where the device has it in hardware; `fp32` is float32 in convolutions
     too, not PyTorch's TF32 on a GPU. Ours: the authors use fp32.

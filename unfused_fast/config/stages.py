@@ -102,8 +102,8 @@ class EvalConfig:
     encoder: Literal["full", "student3"] = "full"
     """The whole encoder, or its three convolution blocks (the paper's f_sd^s). Source: authors evaluate the whole."""
     features: str = "encoder"
-    """What of the encoder is judged: projector, encoder, block1, block2, block3, several layers side by side with +
-    between (block3+encoder), or all. Source: paper section 3; BYOL-A v2 has block3+encoder. Ours: the others.
+    """Layers that are evaluated: projector, encoder, block1, block2, block3, several side by side with + between
+    (block3+encoder), or all. Source: paper section 3; BYOL-A v2 has block3+encoder. Ours: the others.
     """
     pool: Literal["maxmean", "mean", "max"] = "maxmean"
     """Pooling over the whole clip, of each layer by itself. Source: as in pre-training; the authors' evaluation code
