@@ -96,8 +96,8 @@ def evaluate(
     """Evaluate frozen encoders side by side: accuracy or mAP, with intervals.
 
     Heads are linear classifiers and, with --knn, nearest neighbours. Intervals are bootstraps over test recordings;
-    standard errors are over seeds and folds. Every pair of encoders is compared by a paired bootstrap and McNemar's test. Every
-    prediction is saved. Several processes compute the features together.
+    standard errors are over seeds and folds. Every pair of encoders is compared by a paired bootstrap and McNemar's
+    test. Every prediction is saved. Several processes compute the features together.
     """
     flags.start_processes()
     named = named_runs(encoders, baselines)

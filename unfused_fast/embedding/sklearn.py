@@ -31,7 +31,7 @@ class UnfusedEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     (samples,) float in [-1, 1], or of both; or one array (N, samples).
 
     Args:
-        encoder: base, a run of train pretrain, distill or finetune, or a model folder.
+        encoder: base, a run of train pretrain, distill or finetune, a model folder, or hf://USER/NAME.
         pool: over time, "maxmean", "mean" or "max"; None: as the encoder was trained.
         features: layers side by side, as `eval.features`.
         sample_rate: of arrays, in hertz; files contain their own.

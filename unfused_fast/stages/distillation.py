@@ -262,7 +262,8 @@ class Distillation(Trainable):
 def distill(
     config: Config, shards: ShardSet, teacher: str | Path, out: Path, options: Options, given: Tensor | None = None
 ) -> dict[str, Any]:
-    """Distils into run directory `out`, guided by the pre-training run `teacher`; returns result.json's content.
+    """Distils into run directory `out`; returns result.json's content. `teacher` is a run of pre-training or
+    another encoder: "base", a model folder, hf://USER/NAME.
 
     Args:
         given: (N,) int64, pseudo-labels of the train split's clips in place of the teacher's clusters. Ours: another

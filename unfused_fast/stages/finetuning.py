@@ -153,8 +153,8 @@ class Finetuning(Trainable):
 def finetune(
     config: Config, shards: ShardSet, encoder: str, out: Path, options: Options, holdout: float | None = None
 ) -> dict[str, Any]:
-    """Fine-tunes `encoder` (a run directory, a model folder or `random`) on a labelled set into run directory `out`;
-    returns result.json's content.
+    """Fine-tunes `encoder` (what `load` takes, or `random`) on a labelled set into run directory `out`; returns
+    result.json's content.
 
     Front end, network and normalisation come from the encoder, everything else from `config`. Raises UserError for
     errors that the user can fix, Interrupted after Ctrl-C (finished work is saved).

@@ -162,8 +162,7 @@ def linear_round(config: Config, shards: ShardSet, holdout: float | None) -> tup
 def linear(
     config: Config, shards: ShardSet, encoder: str, out: Path, options: Options, holdout: float | None = None
 ) -> dict[str, Any]:
-    """Evaluates `encoder` (a run directory, a model folder, `random` or `logmel`) on a labelled set; returns
-    result.json's content.
+    """Evaluates `encoder` (what `load` takes, `random` or `logmel`) on a labelled set; returns result.json's content.
 
     Raises UserError for a set or run that cannot be evaluated.
 
