@@ -221,9 +221,16 @@ def test_settings_that_an_encoder_brings_itself_are_refused(
     assert cli("train", "finetune", *given[:-2], *read).code == 0
 
 
-@pytest.mark.parametrize("lacking", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        (MemoryError(), "not enough memory; end other programs"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory; end other programs"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "not enough memory on the GPU; end"),
+    ],
+)
 def test_too_little_memory_is_said_and_features_need_no_thread_of_python(
-    cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: Exception
+    cli, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: Exception, said: str
 ) -> None:
     """A thread that finds no memory as it starts keeps the one that starts it waiting for ever."""
 
@@ -234,5 +241,5 @@ def test_too_little_memory_is_said_and_features_need_no_thread_of_python(
     monkeypatch.setattr(linear_heads, "train_heads", fails)
     flags = ["--out", tmp_path / "out", "--device", "cpu", "--data", "stream"]
     done = cli("train", "linear", tones, "--encoder", "logmel", *flags)
-    refused(done, "not enough memory; end other programs")
+    refused(done, said)
     assert not (tmp_path / "out" / "result.json").exists()

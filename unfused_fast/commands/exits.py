@@ -71,6 +71,9 @@ def end(error: Exception) -> NoReturn:
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the second is of torch on a CPU
         print("error: not enough memory; end other programs, or allow this one more (see ulimit -v)", file=sys.stderr)
         sys.exit(USER_ERROR)
+    if kind == "OutOfMemoryError":  # torch's, outside a training loop, which has advice of its own
+        print("error: not enough memory on the GPU; end other programs there, or use --device cpu", file=sys.stderr)
+        sys.exit(USER_ERROR)
     print(f"error: {kind}: {error} (this is a bug in unfused-fast; --debug shows where)", file=sys.stderr)
     sys.exit(FAULT)
 
