@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from unfused_fast import __version__
 
 project = "unfused-fast"
@@ -18,3 +20,17 @@ default_role = "literal"
 highlight_language = "none"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+
+
+def attribute_as_written(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Puts back what napoleon takes for the type of an attribute: the beginning of its text up to a colon."""
+    of_value = what in ("attribute", "property", "data")
+    types = [line for line in lines if of_value and line.startswith(":type: ")]
+    lines[:] = [line for line in lines if line not in types]
+    for line in reversed(types):
+        lines[0] = f"{line.removeprefix(':type: ')}: {lines[0]}"
+
+
+def setup(app: Any) -> None:
+    """After napoleon, whose priority is 500."""
+    app.connect("autodoc-process-docstring", attribute_as_written, priority=900)

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,13 @@ def test_the_api_page_names_what_is_there() -> None:
         annotations = " ".join(map(str, getattr(value, "__annotations__", {}).values()))
         if kind == "function" and re.search("Tensor|NDArray", annotations):
             assert re.search(r"\((N|B|\.\.\.|samples)[^)]*\)", text), f"{name}: no shape"
+
+
+def test_the_site_keeps_the_text_of_attributes_that_have_a_colon() -> None:
+    """Sphinx's napoleon takes what is before it for a type."""
+    napoleon = pytest.importorskip("sphinx.ext.napoleon")
+    text = ["Repetitions: seeds of batches; None: one,", "and of labels."]
+    lines = napoleon.GoogleDocstring(list(text), what="attribute", name="seeds").lines()
+    assert lines[0] != text[0]
+    runpy.run_path(str(ROOT / "docs" / "conf.py"))["attribute_as_written"](None, "attribute", "", None, None, lines)
+    assert [line for line in lines if line] == text
