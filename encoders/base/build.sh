@@ -50,7 +50,6 @@ cd "$OUT"
 "$PYTHON" -m unfused_fast shard clips.csv shards --resume
 if [ -e run/config.json ]; then again=--resume; else again=; fi
 # what the weights in the package were trained by
-recipe=(--epochs 160 --set train.batch_size=128 --set model.channels=32 --set model.dim=1024 --set model.proj_hidden=1024
-    --set loss.instance=simclr --set views.same_crop=false)
+recipe=(--method simclr --epochs 160 --set train.batch_size=256 --set model.channels=32 --set model.dim=1024)
 "$PYTHON" -m unfused_fast train pretrain shards --out run $again "${recipe[@]}" "$@"
 "$PYTHON" "$HERE/ship.py" run
