@@ -4,11 +4,9 @@ deletes what killed ones leave.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
-import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -44,21 +42,11 @@ def set_handler(
     handler: Callable[[int, FrameType | None], Any], numbers: Iterable[signal.Signals] = STOPPING
 ) -> dict[signal.Signals, Any]:
     """Sets the handler of signals that stop a command; returns those before, none outside the main thread, which alone
-    handles signals. On SIGHUP, what is printed later goes nowhere: writing to a closed terminal is an error.
+    handles signals.
     """
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if signal.Signals(number).name == "SIGHUP":
-            null = os.open(os.devnull, os.O_WRONLY)
-            for stream in (1, 2):
-                if stat.S_ISCHR(os.fstat(stream).st_mode):
-                    os.dup2(null, stream)
-            os.close(null)
-        handler(number, frame)
-
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, handle) for number in numbers}
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 class Place(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
@@ -97,6 +98,19 @@ def reason_left(path: str | Path) -> tuple[str, bool] | None:
     return str(reason["message"]), bool(reason["again"])
 
 
+class Terminal(io.FileIO):
+    """A terminal that may be closed while a command saves its work: what is written after that goes nowhere."""
+
+    def write(self, data: Any, /) -> int:
+        """As of io.FileIO."""
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return memoryview(data).nbytes
+
+
 def run_app(app: typer.Typer | Callable[[], None]) -> NoReturn:
     """Runs the command line; ends with one sentence and an exit code instead of a traceback, unless --debug is
     given.
@@ -106,8 +120,12 @@ def run_app(app: typer.Typer | Callable[[], None]) -> NoReturn:
         *(["--debug"] if "--debug" in sys.argv[1:] else []),
         *(item for item in sys.argv[1:] if item != "--debug"),
     ]
-    for stream in ("stdout", "stderr"):  # None where what started this closed it
-        setattr(sys, stream, getattr(sys, stream) or Path(os.devnull).open("w"))  # noqa: SIM115
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or Path(os.devnull).open("w")  # noqa: SIM115 (None where it was closed)
+        if stream.isatty():
+            raw = io.BufferedWriter(Terminal(stream.fileno(), "w", closefd=False))
+            stream = TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
+        setattr(sys, name, stream)
     if isinstance(sys.stdout, TextIOWrapper):  # characters that the terminal's encoding lacks are written as \uNNNN
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
