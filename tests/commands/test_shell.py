@@ -98,10 +98,11 @@ def test_standard_output_and_error_may_be_closed(field: str, code: int) -> None:
 
 
 CLOSED = """
-import contextlib, os, pty, select, sys, time
+import contextlib, os, pty, select, signal, sys, time
 run, *command = sys.argv[1:]
 child, terminal = pty.fork()
 if not child:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
     os.execvp(command[0], command)
 while not os.path.exists(f"{run}/log.jsonl"):
     time.sleep(0.05)
